@@ -1,0 +1,176 @@
+"""The skeleton all roles share: name and log, control calls, the lane to the watchdog, drain, crash-only exit.
+
+The spawner forks a process and calls `live(birth, start)`. `start(role)` recovers what the last incarnation left, hangs
+its handlers on the loop and returns; it calls `role.ready()` when the role can do its work. A role never heals itself
+inside: it leaves its reason in the runtime directory and exits, and the watchdog starts a successor.
+"""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import zmq
+
+from bus.control import Arguments, ControlServer, Method
+from bus.envelope import Body, Kind
+from bus.lane import LaneClient, LaneServer
+from bus.loop import Loop
+from bus.runtime import Runtime, take_name, write_reason
+from common import limits
+from common.errors import Gone, Refused, ReplugError, RoleExit
+from common.log import Level, Log
+
+WATCHDOG = "watchdog"
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What a role is born with. `args` is what the watchdog's order said; `fds` what the spawner kept for it."""
+
+    runtime: Runtime
+    role: str
+    generation: int
+    args: dict[str, Any] = field(default_factory=dict)
+    fds: dict[str, int] = field(default_factory=dict)
+
+
+class Role:
+    """One living role. Handlers hang on `loop`; lanes are made here so that they carry our name and generation."""
+
+    def __init__(self, birth: Birth) -> None:
+        self.birth, self.runtime, self.name = birth, birth.runtime, birth.role
+        self.generation, self.args = birth.generation, birth.args
+        self._name_fd = take_name(birth.runtime, birth.role, birth.generation)
+        self.log = Log(birth.runtime.log_path(birth.role), birth.role)
+        self.loop = Loop()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.on_drain: Callable[[], None] = lambda: self.loop.stop(RoleExit.DRAINED)
+        self.status: Callable[[], dict[str, Any]] = dict
+        self._ready = False
+        self._methods: dict[str, Method] = {"status": self._call_status, "log_level": self._call_log_level}
+        self._control = ControlServer(
+            self.loop,
+            self.context,
+            self.name,
+            self.generation,
+            self.runtime.endpoint(self.name, "control"),
+            self._methods,
+        )
+        self._watch_signals()
+        self.watchdog: LaneClient | None = None
+        self._on_watchdog_note: Callable[[dict[str, Any]], None] = lambda note: None
+        if self.name != WATCHDOG:
+            self.watchdog = self.connect(WATCHDOG, "roles", self._hello, self._introduce, self._from_watchdog)
+            self.loop.every(limits.BEAT_S, lambda: self.tell_watchdog({"note": "beat"}))
+
+    # -- lanes and calls -----------------------------------------------------------------------------------------
+    def connect(
+        self,
+        server: str,
+        lane: str,
+        hello: Callable[[], Body],
+        on_peer: Callable[[int], None],
+        on_message: Callable[[Kind, Body], None],
+    ) -> LaneClient:
+        """Be a client of `server`'s lane; see bus.lane."""
+        endpoint = self.runtime.endpoint(server, lane)
+        return LaneClient(
+            self.loop, self.context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message
+        )
+
+    def serve(
+        self, lane: str, on_peer: Callable[[str, int, Body], None], on_message: Callable[[str, Kind, Body], None]
+    ) -> LaneServer:
+        """Bind one of our lanes; see bus.lane."""
+        endpoint = self.runtime.endpoint(self.name, lane)
+        return LaneServer(self.loop, self.context, self.log, self.name, self.generation, endpoint, on_peer, on_message)
+
+    def method(self, name: str, handler: Method) -> None:
+        """Answer control call `name` with `handler(arguments)`."""
+        self._methods[name] = handler
+
+    # -- towards the watchdog ------------------------------------------------------------------------------------
+    def ready(self) -> None:
+        """This incarnation does its work now. Said once; deaths before it count for the back-off."""
+        if not self._ready:
+            self._ready = True
+            self.log.info(f"ready, generation {self.generation}")
+            self.tell_watchdog({"note": "ready"})
+
+    def tell_watchdog(self, note: dict[str, Any]) -> None:
+        if self.watchdog is not None:
+            self.watchdog.send(Kind.NOTE, note)
+
+    def on_watchdog(self, introduce: Callable[[], None], note: Callable[[dict[str, Any]], None]) -> None:
+        """`introduce` at every new watchdog (say again what it must know); `note` for each note it sends."""
+        self._introduce_more, self._on_watchdog_note = introduce, note
+
+    _introduce_more: Callable[[], None] = staticmethod(lambda: None)
+
+    def _hello(self) -> Body:
+        return {"pid": os.getpid(), "ready": self._ready}
+
+    def _introduce(self, generation: int) -> None:
+        self._introduce_more()
+
+    def _from_watchdog(self, kind: Kind, body: Body) -> None:
+        if kind is Kind.NOTE and isinstance(body, dict):
+            if body.get("note") == "alive?":
+                self.tell_watchdog({"note": "beat"})
+            else:
+                self._on_watchdog_note(body)
+
+    # -- signals and control calls -------------------------------------------------------------------------------
+    def _watch_signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        self._signal_ends = (ours, theirs)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+
+        def readable() -> None:
+            ours.recv(64)
+            self.log.info("asked to drain")
+            self.on_drain()
+
+        self.loop.watch(ours.fileno(), readable)
+
+    def _call_status(self, arguments: Arguments) -> dict[str, Any]:
+        return {"role": self.name, "pid": os.getpid(), "generation": self.generation, **self.status()}
+
+    def _call_log_level(self, arguments: Arguments) -> str:
+        self.log.level = Level[str(arguments["level"]).upper()]
+        return self.log.level.name.lower()
+
+
+def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
+    """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
+    status: int
+    try:
+        role = Role(birth)
+        start(role)
+        status = role.loop.run()
+    except Refused as error:
+        write_reason(birth.runtime, birth.role, str(error))
+        status = RoleExit.NEVER
+    except (Gone, ReplugError, OSError) as error:
+        write_reason(birth.runtime, birth.role, f"{type(error).__name__}: {error}")
+        _log_traceback(birth)
+        status = RoleExit.RESTART
+    except BaseException as error:  # the last catcher of the process: the reason must be told before it is gone
+        write_reason(birth.runtime, birth.role, f"fault in {birth.role}: {type(error).__name__}: {error}")
+        _log_traceback(birth)
+        status = RoleExit.RESTART
+    os._exit(status)  # a thread blocked in a USB transfer cannot be joined
+
+
+def _log_traceback(birth: Birth) -> None:
+    log = Log(birth.runtime.log_path(birth.role), birth.role)
+    for line in traceback.format_exc().splitlines():
+        log.error(line)

@@ -1,0 +1,48 @@
+"""Every bound in the project: name, value, unit and the reason for it. Asserted both ways by tests.
+
+Nothing here is tuned at run time; what an operator may choose lives in the configuration, inside these bounds.
+"""
+
+# -- the wire (smoo v0) ------------------------------------------------------------------------------------------
+MAX_EXPORTS = 32  # v0: CONFIG_EXPORTS carries at most 32 records
+MIN_BLOCK_SIZE = 512  # bytes; v0 and the block layer's sector
+MAX_BLOCK_SIZE = 65536  # bytes; v0. ublk itself takes at most the page size, checked where the device is made
+STATUS_INTERVAL_S = 1.0  # host asks STATUS this often
+STATUS_MISSES = 5  # so many misses in a row end the session (v0)
+LINK_SILENCE_S = 3.0  # gadget: no STATUS for so long is link loss (v0)
+CONTROL_TIMEOUT_MS = 2000  # one ep0 transfer; longer than a respawn of the gadget's usb role in the emulated guest
+
+# -- one export --------------------------------------------------------------------------------------------------
+QUEUE_DEPTH = 16  # tags of a ublk queue; one always stays idle so that a dead owner is noticed at once
+MIN_QUEUE_DEPTH = 5  # below this, depth - 1 no longer lets the kernel merge and keep one FETCH idle
+MAX_IO_BYTES = 128 * 1024  # largest single block request: bounds the arena slot; two 64 KiB transfers
+MAX_IN_FLIGHT = 128  # host: requests outstanding for one export. A gadget that exceeds it is not a gadget
+PAGE = 4096  # arena slots and ublk block sizes
+
+# -- USB ---------------------------------------------------------------------------------------------------------
+TRANSFER_BYTES = 64 * 1024  # without scatter-gather in the controller each transfer is one kmalloc
+MESSAGE_READS = 8  # reads kept queued on a message endpoint: covers a burst of responses
+
+# -- the bus -----------------------------------------------------------------------------------------------------
+MAX_ENVELOPE = 64 * 1024  # bytes; the largest honest one is a batch of MAX_IN_FLIGHT requests, about 8 KiB
+MAX_BATCH = 256  # requests or completions in one envelope
+LANE_HWM = 4096  # messages; above anything in flight, so that nothing is dropped silently
+RECONNECT_MS = 5  # ZeroMQ's default of 100 ms would be the longest step of a recovery
+MAX_NAME = 64  # characters of a role, export or instance name; sun_path is 108 bytes in all
+BEAT_S = 2.0  # a role tells the watchdog that it lives
+SILENCE_S = 8.0  # silence this long is asked about; as long again is death. Generous: the emulated guest stalls
+LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
+LOG_LINE = 2000  # characters
+
+# -- supervision -------------------------------------------------------------------------------------------------
+READY_S = 60.0  # a role that is not ready by then has failed its start (USB roles are ready before a link exists)
+BACKOFF_FLOOR_S = 0.05  # first pause after a death before ready
+BACKOFF_CEILING_S = 5.0
+DRAIN_S = 3.0  # SIGTERM to SIGKILL
+DEATH_S = 10.0  # SIGKILL to "stuck"
+MAX_ROLES = 2 * MAX_EXPORTS + 8
+RETIRE_S = (
+    30.0  # taking away what a dead role left in the kernel: a few control commands, each of which may wait for I/O
+)
+EXIT_WAIT_S = 0.5  # pidfd says dead, but the spawner has not told the status: so long is waited for it
+SPAWNER_GONE_S = 4.0  # no spawner and no twin in its place for so long: the watchdog executes a fresh one

@@ -1,0 +1,90 @@
+"""The gadget's state file: what a whole-side death must not forget. Written atomically, on tmpfs beside the sockets.
+
+Deliberately not on a disk: ublk devices do not outlive the kernel, so neither may their description. A file that
+cannot be understood is an error with a name, never a guess.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import WireError
+from common.wire import ConfigExports, ExportRecord
+
+VERSION = 1
+MAX_BYTES = 64 * 1024  # 32 exports take about 6 KiB
+
+
+@dataclass(frozen=True)
+class Device:
+    """An export and the ublk device it has: chosen before the device is made, so that a death in between finds it."""
+
+    name: str
+    record: ExportRecord
+    ublk_id: int
+
+
+@dataclass(frozen=True)
+class State:
+    """session_id: u64, drawn at a start without a state file. `configured`: the export ids of the host's last set."""
+
+    session_id: int
+    devices: tuple[Device, ...] = ()
+    configured: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        devices = [{"name": d.name, "ublk_id": d.ublk_id, **asdict(d.record)} for d in self.devices]
+        fields = {
+            "version": VERSION,
+            "session_id": f"{self.session_id:#018x}",
+            "devices": devices,
+            "configured": list(self.configured),
+        }
+        return json.dumps(fields, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def decode(data: bytes) -> "State":
+        """Raises WireError with the reason if it is torn, empty, foreign or of another version."""
+        try:
+            fields = json.loads(data)
+            if fields["version"] != VERSION:
+                raise WireError(f"state file is of version {fields['version']}, not {VERSION}")
+            devices = tuple(_device(item) for item in fields["devices"])
+            ConfigExports(tuple(d.record for d in devices))  # unique ids, within the limits
+            if len({d.ublk_id for d in devices}) != len(devices) or len({d.name for d in devices}) != len(devices):
+                raise WireError("state file names a device twice")
+            session_id = int(fields["session_id"], 16)
+            if not 0 < session_id < 1 << 64:
+                raise WireError("state file has no session id")
+            return State(session_id, devices, tuple(int(n) for n in fields["configured"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise WireError(f"state file is not ours or torn: {type(error).__name__}: {error}") from None
+
+
+def _device(fields: dict[str, Any]) -> Device:
+    record = ExportRecord(int(fields["export_id"]), int(fields["block_size"]), int(fields["size_bytes"]))
+    ublk_id = int(fields["ublk_id"])
+    if not 0 <= ublk_id < 1 << 20:
+        raise WireError(f"state file: ublk id {ublk_id}")
+    return Device(str(fields["name"]), record, ublk_id)
+
+
+def load(path: Path) -> State | None:
+    """None if there is none. Raises WireError if there is one that cannot be understood."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > MAX_BYTES:
+        raise WireError(f"state file is larger than {MAX_BYTES} bytes")
+    return State.decode(data)
+
+
+def save(path: Path, state: State) -> None:
+    """Replace the file in one step; whoever reads sees the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(state.encode())
+    temporary.replace(path)

@@ -1,0 +1,294 @@
+"""What the gadget's usb decides: may requests be on the wire, which, and whose answer is this. No I/O, no clock.
+
+The link is a table. The in-flight table holds, for each export, what its queue asked for; a link loss puts everything
+back to be sent again in order, a death of the queue turns what is on the wire into orphans, and the export's new
+requests wait until every orphan is answered or the link epoch changes (so that an old write cannot land after a newer
+one was acknowledged). Called by gadget/usb/role.py and the simulator.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from errno import EINVAL
+
+from common import limits
+from common.errors import Illegal, WireError
+from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
+
+
+class Link(Enum):
+    ABSENT = auto()  # no host has configured us
+    HANDSHAKE = auto()  # a host is there, exports not agreed yet
+    ONLINE = auto()  # requests may be on the wire
+    PARKED = auto()  # the host is silent: what is on the wire stays there, nothing new is sent
+
+
+class Event(Enum):
+    ENABLED = auto()  # the host chose our configuration: a new link epoch
+    LOST = auto()  # disabled, unbound, or an endpoint said ESHUTDOWN
+    CONFIGURED = auto()  # CONFIG_EXPORTS arrived
+    AGREED = auto()  # the session has made the exports
+    SILENT = auto()  # nothing heard for LINK_SILENCE_S
+    HEARD = auto()  # STATUS or an answer
+
+
+class Step(Enum):
+    NEW_EPOCH = auto()  # everything outstanding goes back into the queue; orphans are forgotten
+    ARM = auto()  # queue reads for Responses
+    ASK_SESSION = auto()  # hand the exports to the session
+    DISPATCH = auto()  # put waiting requests on the wire
+    REENUMERATE = auto()  # v0 has no clean boundary in band: start over from the bus
+
+
+TABLE: dict[tuple[Link, Event], tuple[Link, tuple[Step, ...]]] = {
+    (Link.ABSENT, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
+    (Link.ABSENT, Event.LOST): (Link.ABSENT, ()),
+    (Link.ABSENT, Event.AGREED): (Link.ABSENT, ()),
+    (Link.ABSENT, Event.SILENT): (Link.ABSENT, ()),
+    (Link.ABSENT, Event.HEARD): (Link.ABSENT, ()),
+    (Link.ABSENT, Event.CONFIGURED): (Link.ABSENT, (Step.ASK_SESSION,)),
+    (Link.HANDSHAKE, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
+    (Link.HANDSHAKE, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
+    (Link.HANDSHAKE, Event.CONFIGURED): (Link.HANDSHAKE, (Step.ASK_SESSION,)),
+    (Link.HANDSHAKE, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
+    (Link.HANDSHAKE, Event.SILENT): (Link.HANDSHAKE, ()),
+    (Link.HANDSHAKE, Event.HEARD): (Link.HANDSHAKE, ()),
+    (Link.ONLINE, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
+    (Link.ONLINE, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
+    (Link.ONLINE, Event.CONFIGURED): (Link.ONLINE, (Step.ASK_SESSION,)),
+    (Link.ONLINE, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
+    (Link.ONLINE, Event.SILENT): (Link.PARKED, ()),
+    (Link.ONLINE, Event.HEARD): (Link.ONLINE, ()),
+    (Link.PARKED, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
+    (Link.PARKED, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
+    (Link.PARKED, Event.CONFIGURED): (Link.PARKED, (Step.ASK_SESSION,)),
+    (Link.PARKED, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
+    (Link.PARKED, Event.SILENT): (Link.PARKED, ()),
+    (Link.PARKED, Event.HEARD): (Link.ONLINE, (Step.DISPATCH,)),
+}
+
+
+class Stage(Enum):
+    WAITING = auto()  # not on the wire in this epoch
+    SENT = auto()  # Request queued on interrupt IN (and payload on bulk IN): may or may not have reached the host
+    FILLING = auto()  # answered; its read payload is coming
+
+
+@dataclass(slots=True)
+class Pending:
+    """One request of a queue's incarnation. `arena` names whose memory its slot is in."""
+
+    export: str
+    arena: int  # generation of the queue that owns the arena
+    sequence: int
+    slot: int
+    request: Request
+    stage: Stage = Stage.WAITING
+    orphan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put this Request on interrupt IN and, if `payload_bytes`, the slot's bytes on bulk IN."""
+
+    pending: Pending
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Read `payload_bytes` from bulk OUT into the slot; then call `filled`."""
+
+    pending: Pending
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Tell the queue of `export` (this generation of it) that `sequence` ended with `status` (0 or errno)."""
+
+    export: str
+    arena: int
+    sequence: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The arena of this dead incarnation is not referred to any more."""
+
+    export: str
+    arena: int
+
+
+Action = Send | Fill | Done | Release
+
+
+@dataclass(slots=True)
+class _Export:
+    record: ExportRecord
+    generation: int
+    depth: int
+    slot_bytes: int
+    waiting: list[Pending] = field(default_factory=list)
+    on_wire: dict[int, Pending] = field(default_factory=dict)  # by wire id
+    orphan_arenas: set[int] = field(default_factory=set)
+
+    def fenced(self) -> bool:
+        return any(p.orphan for p in self.on_wire.values())
+
+
+class UsbCore:
+    """Link state and in-flight table of the gadget's usb role."""
+
+    def __init__(self) -> None:
+        self.link = Link.ABSENT
+        self.epoch = 0
+        self.data_moved = False  # since the last ENABLE
+        self._agreed: frozenset[int] = frozenset()
+        self._exports: dict[str, _Export] = {}
+        self._by_id: dict[int, str] = {}
+
+    # -- the link ------------------------------------------------------------------------------------------------
+    def on(self, event: Event) -> tuple[Step, ...]:
+        """Follow the table. NEW_EPOCH is already done when this returns; the other steps are the shell's."""
+        try:
+            self.link, steps = TABLE[self.link, event]
+        except KeyError:
+            raise Illegal(f"{event} in {self.link}") from None
+        if event is Event.CONFIGURED and self.data_moved:
+            # The same enumeration was used by another incarnation of a v0 host: what the two kernels still hold of
+            # untagged payloads cannot be told apart from new ones.
+            return (Step.REENUMERATE,)
+        if Step.NEW_EPOCH in steps:
+            self._new_epoch()
+        return steps
+
+    def agree(self, export_ids: frozenset[int]) -> None:
+        """The host's set as the session accepted it: only these may have requests on the wire."""
+        self._agreed = export_ids
+
+    def _new_epoch(self) -> None:
+        self.epoch += 1
+        self.data_moved = False
+        self._agreed = frozenset()
+        for export in self._exports.values():
+            back = [p for p in export.on_wire.values() if not p.orphan]
+            for pending in back:
+                pending.stage = Stage.WAITING
+            export.waiting = sorted(back + export.waiting, key=lambda p: p.sequence)
+            export.on_wire.clear()
+
+    # -- queues --------------------------------------------------------------------------------------------------
+    def queue_arrived(self, role: str, generation: int, record: ExportRecord, depth: int, slot_bytes: int) -> None:
+        """A new incarnation of an export's queue. It replays everything it has; its predecessor's waiting is void."""
+        other = self._by_id.get(record.export_id)
+        if other not in (None, role):
+            raise WireError(f"{role}: export {record.export_id:#x} is {other}'s")
+        old = self._exports.get(role)
+        new = _Export(record, generation, depth, slot_bytes)
+        if old is not None:
+            if old.record.export_id != record.export_id:
+                raise WireError(f"{role}: was export {old.record.export_id:#x}, is now {record.export_id:#x}")
+            for pending in old.on_wire.values():
+                pending.orphan = True
+            new.on_wire = old.on_wire
+            new.orphan_arenas = old.orphan_arenas | {old.generation}
+        self._exports[role] = new
+        self._by_id[record.export_id] = role
+
+    def ask(self, role: str, generation: int, body: object) -> list[Action]:
+        """REQUESTS of a queue: list of [sequence, op, slot, lba, blocks, flags]."""
+        export = self._exports.get(role)
+        if export is None or export.generation != generation or not isinstance(body, list):
+            raise WireError(f"REQUESTS from {role}, which is not a queue of this generation, or not a list")
+        if len(body) + len(export.waiting) + len(export.on_wire) > 2 * limits.MAX_BATCH:
+            raise WireError(f"{role}: more requests than a queue has tags")
+        actions: list[Action] = []
+        for item in body:
+            pending = self._pending(role, export, item)
+            why = out_of_bounds(
+                pending.request.op, pending.request.lba, pending.request.blocks, export.record, export.slot_bytes
+            )
+            if why is None:
+                export.waiting.append(pending)
+            else:
+                actions.append(Done(role, generation, pending.sequence, EINVAL))
+        return actions
+
+    def _pending(self, role: str, export: _Export, item: object) -> Pending:
+        if not isinstance(item, list) or len(item) != 6 or any(type(n) is not int or n < 0 for n in item):
+            raise WireError(f"{role}: request {item!r} is not six numbers")
+        sequence, op, slot, lba, blocks, flags = item
+        if slot >= export.depth or op not in Op._value2member_map_:
+            raise WireError(f"{role}: request {item!r} names no slot or op of ours")
+        # v0 wants ids unique per export while in flight; smoo builds them as queue << 16 | tag.
+        request = Request(Op(op), slot, export.record.export_id, lba, blocks, flags)
+        return Pending(role, export.generation, sequence, slot, request)
+
+    # -- the wire ------------------------------------------------------------------------------------------------
+    def dispatch(self) -> Iterator[Send]:
+        """Everything that may go on the wire now, in order. Each is marked as sent when it is yielded."""
+        if self.link is not Link.ONLINE:
+            return
+        for export in self._exports.values():
+            if not export.waiting or export.record.export_id not in self._agreed or export.fenced():
+                continue
+            waiting, export.waiting = export.waiting, []
+            for pending in waiting:
+                request_id = pending.request.request_id
+                if request_id in export.on_wire:
+                    export.waiting.append(pending)
+                    continue
+                pending.stage = Stage.SENT
+                export.on_wire[request_id] = pending
+                self.data_moved = True
+                is_write = pending.request.op is Op.WRITE
+                yield Send(pending, self._payload(export, pending) if is_write else 0)
+
+    def answered(self, response: Response) -> list[Action]:
+        """A Response arrived. WireError if it answers nothing that is out: the link must start over."""
+        self.data_moved = True
+        role = self._by_id.get(response.export_id)
+        export = self._exports[role] if role is not None else None
+        pending = export.on_wire.get(response.request_id) if export is not None else None
+        if export is None or pending is None or not response.answers(pending.request):
+            raise WireError(f"a Response that answers nothing: {response}")
+        if pending.stage is not Stage.SENT:
+            raise WireError(f"a second Response to the same Request: {response}")
+        if response.op is Op.READ and response.status == 0:
+            pending.stage = Stage.FILLING
+            return [Fill(pending, self._payload(export, pending))]
+        return self._end(export, pending, response.status)
+
+    def filled(self, pending: Pending, epoch: int) -> list[Action]:
+        """The read payload of `pending`, asked for in link epoch `epoch`, is in its slot."""
+        export = self._exports.get(pending.export)
+        if epoch != self.epoch or export is None or pending.stage is not Stage.FILLING:
+            return []  # an epoch change put it back: it is asked again
+        return self._end(export, pending, 0)
+
+    def _end(self, export: _Export, pending: Pending, status: int) -> list[Action]:
+        del export.on_wire[pending.request.request_id]
+        if not pending.orphan:
+            return [Done(pending.export, pending.arena, pending.sequence, status)]
+        return list(self._releasable(pending.export, export))
+
+    def releasable(self) -> list[Release]:
+        """Arenas of dead queues that nothing refers to any more (after an epoch change, or their last answer)."""
+        return [r for role, export in self._exports.items() for r in self._releasable(role, export)]
+
+    @staticmethod
+    def _releasable(role: str, export: _Export) -> Iterator[Release]:
+        used = {p.arena for p in export.on_wire.values()}
+        for arena in sorted(export.orphan_arenas - used):
+            export.orphan_arenas.discard(arena)
+            yield Release(role, arena)
+
+    @staticmethod
+    def _payload(export: _Export, pending: Pending) -> int:
+        return pending.request.blocks * export.record.block_size
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """For status: (waiting, on the wire) of each export's role."""
+        return {role: (len(e.waiting), len(e.on_wire)) for role, e in self._exports.items()}

@@ -1,0 +1,93 @@
+"""The gadget's session: which devices exist, what a state file may be, and invariant 5 (never silently another disk)."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import WireError
+from common.wire import ConfigExports, ExportRecord
+from gadget.session.core import configure
+from gadget.session.state import Device, State, load, save
+
+A, B = ExportRecord(0xA, 4096, 1 << 20), ExportRecord(0xB, 512, 1 << 20)
+NONE: frozenset[int] = frozenset()
+
+
+def test_each_export_gets_the_smallest_free_device_number() -> None:
+    decision = configure(State(1), ConfigExports((A, B)), frozenset({0, 2}), 4096)
+    assert [(d.record, d.ublk_id) for d in decision.state.devices] == [(A, 1), (B, 3)]
+    assert decision.agreed == {0xA, 0xB}
+
+
+def test_the_same_set_again_keeps_every_device() -> None:
+    first = configure(State(1), ConfigExports((A, B)), NONE, 4096).state
+    again = configure(first, ConfigExports((B, A)), frozenset({0, 1}), 4096)
+    assert again.state == first and again.agreed == {0xA, 0xB}
+
+
+def test_an_export_left_out_is_parked_and_keeps_its_device() -> None:
+    first = configure(State(1), ConfigExports((A, B)), NONE, 4096).state
+    second = configure(first, ConfigExports((B,)), frozenset({0, 1}), 4096)
+    assert [d.record for d in second.state.devices] == [A, B]
+    assert second.agreed == {0xB}
+
+
+@pytest.mark.parametrize("other", [ExportRecord(0xA, 512, 1 << 20), ExportRecord(0xA, 4096, 1 << 21)])
+def test_the_same_id_with_another_geometry_is_another_disk(other: ExportRecord) -> None:
+    first = configure(State(1), ConfigExports((A,)), NONE, 4096).state
+    second = configure(first, ConfigExports((other, B)), frozenset({0}), 4096)
+    assert second.agreed == {0xB}
+    assert "another disk" in second.refused[0xA]
+    assert second.state.devices[0] == first.devices[0]
+
+
+def test_a_block_size_above_the_page_is_refused_by_name() -> None:
+    big = ExportRecord(0xC, 65536, 1 << 20)
+    decision = configure(State(1), ConfigExports((big, A)), NONE, 4096)
+    assert decision.agreed == {0xA} and "larger than a page" in decision.refused[0xC]
+
+
+def test_parked_devices_count_towards_the_limit() -> None:
+    full = ConfigExports(tuple(ExportRecord(n + 1, 512, 512) for n in range(32)))
+    state = configure(State(1), full, NONE, 4096).state
+    decision = configure(state, ConfigExports((ExportRecord(99, 512, 512),)), NONE, 4096)
+    assert decision.agreed == NONE and "32 devices" in decision.refused[99]
+
+
+def test_state_survives_the_file(tmp_path: Path) -> None:
+    state = State(0xFEDC, (Device("a", A, 0), Device("b", B, 7)), (0xA,))
+    save(tmp_path / "state.json", state)
+    assert load(tmp_path / "state.json") == state
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_no_state_file_is_no_state(tmp_path: Path) -> None:
+    assert load(tmp_path / "state.json") is None
+
+
+@given(cut=st.integers(0, 200))
+def test_a_torn_state_file_is_one_error(cut: int) -> None:
+    data = State(0xFEDC, (Device("a", A, 0),)).encode()
+    if cut >= len(data.rstrip()):
+        return
+    with pytest.raises(WireError, match="torn"):
+        State.decode(data[:cut])
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_a_state_or_the_one_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        State.decode(data)
+
+
+def test_another_version_is_named() -> None:
+    data = State(1).encode().replace(b'"version": 1', b'"version": 9')
+    with pytest.raises(WireError, match="of version 9"):
+        State.decode(data)
+
+
+def test_two_devices_of_one_number_are_refused() -> None:
+    with pytest.raises(WireError, match="twice"):
+        State.decode(State(1, (Device("a", A, 0), Device("b", B, 0))).encode())

@@ -1,0 +1,214 @@
+"""The gadget's usb core: the link table, replay after a loss, and the fence after a queue's death."""
+
+import itertools
+
+import pytest
+
+from common.errors import Illegal, WireError
+from common.wire import ExportRecord, Op, Response
+from gadget.usb.core import TABLE, Done, Event, Fill, Link, Release, Send, Step, UsbCore
+
+RECORD = ExportRecord(0xAA, 4096, 1 << 20)
+ROLE = "queue.aa"
+SLOT = 128 * 1024
+
+
+def online(generation: int = 1) -> UsbCore:
+    core = UsbCore()
+    core.queue_arrived(ROLE, generation, RECORD, 16, SLOT)
+    core.on(Event.ENABLED)
+    core.on(Event.CONFIGURED)
+    core.agree(frozenset({RECORD.export_id}))
+    assert core.on(Event.AGREED) == (Step.DISPATCH,)
+    return core
+
+
+def read(sequence: int, slot: int, lba: int = 0) -> list[int]:
+    return [sequence, int(Op.READ), slot, lba, 1, 0]
+
+
+def write(sequence: int, slot: int, lba: int = 0) -> list[int]:
+    return [sequence, int(Op.WRITE), slot, lba, 1, 0]
+
+
+def sent(core: UsbCore) -> list[Send]:
+    return list(core.dispatch())
+
+
+def answer(send: Send, status: int = 0) -> Response:
+    return Response.to(send.pending.request, status)
+
+
+def test_every_pair_of_link_and_event_is_in_the_table() -> None:
+    assert set(TABLE) == set(itertools.product(Link, Event))
+
+
+def test_an_event_outside_the_table_raises_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(TABLE, (Link.ABSENT, Event.HEARD))
+    core = UsbCore()
+    with pytest.raises(Illegal):
+        core.on(Event.HEARD)
+    assert core.link is Link.ABSENT
+
+
+def test_nothing_is_on_the_wire_before_exports_are_agreed() -> None:
+    core = UsbCore()
+    core.queue_arrived(ROLE, 1, RECORD, 16, SLOT)
+    core.ask(ROLE, 1, [read(1, 0)])
+    core.on(Event.ENABLED)
+    assert sent(core) == []
+    core.agree(frozenset({0xBB}))
+    core.on(Event.AGREED)
+    assert sent(core) == []
+    core.agree(frozenset({RECORD.export_id}))
+    assert [s.pending.sequence for s in sent(core)] == [1]
+
+
+def test_a_read_is_done_only_when_its_payload_is_there() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 3)])
+    (send,) = sent(core)
+    assert send.payload_bytes == 0
+    (fill,) = core.answered(answer(send))
+    assert fill == Fill(send.pending, 4096)
+    assert core.filled(send.pending, core.epoch) == [Done(ROLE, 1, 1, 0)]
+
+
+def test_a_failed_read_has_no_payload() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 3)])
+    (send,) = sent(core)
+    assert core.answered(answer(send, 5)) == [Done(ROLE, 1, 1, 5)]
+
+
+def test_a_write_carries_its_payload_and_is_done_when_answered() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 3)])
+    (send,) = sent(core)
+    assert send.payload_bytes == 4096
+    assert core.answered(answer(send)) == [Done(ROLE, 1, 1, 0)]
+
+
+def test_everything_unanswered_is_sent_again_in_order_after_a_loss() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 0), read(2, 1), write(3, 2)])
+    first = sent(core)
+    old_epoch = core.epoch
+    core.answered(answer(first[1]))  # FILLING: its payload is lost with the link
+    core.ask(ROLE, 1, [read(4, 3)])
+    core.on(Event.LOST)
+    core.on(Event.ENABLED)
+    core.agree(frozenset({RECORD.export_id}))
+    core.on(Event.AGREED)
+    assert [s.pending.sequence for s in sent(core)] == [1, 2, 3, 4]
+    assert core.filled(first[1].pending, old_epoch) == []  # the late end of the lost payload completes nothing
+
+
+def test_an_enable_without_a_loss_before_it_is_a_loss() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 0)])
+    sent(core)
+    assert core.on(Event.ENABLED) == (Step.NEW_EPOCH, Step.ARM)
+    assert core.link is Link.HANDSHAKE
+    assert sent(core) == []
+
+
+def test_an_answer_of_another_request_starts_the_link_over() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 0)])
+    (send,) = sent(core)
+    wrong = Response(Op.WRITE, 0, 0, RECORD.export_id, 0, 1)
+    with pytest.raises(WireError, match="answers nothing"):
+        core.answered(wrong)
+    core.answered(answer(send))
+    with pytest.raises(WireError, match="second Response"):
+        core.answered(answer(send))
+
+
+def test_new_requests_wait_until_the_dead_queues_are_answered() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 0), write(2, 1)])
+    old = sent(core)
+    core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
+    core.ask(ROLE, 2, [write(1, 5)])
+    assert sent(core) == []
+    assert core.answered(answer(old[0])) == []  # an orphan's answer is nobody's
+    assert sent(core) == []
+    assert core.answered(answer(old[1])) == [Release(ROLE, 1)]
+    assert [s.pending.arena for s in sent(core)] == [2]
+
+
+def test_an_orphans_read_payload_goes_to_the_old_arena() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 0)])
+    (old,) = sent(core)
+    core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
+    (fill,) = core.answered(answer(old))
+    assert isinstance(fill, Fill) and fill.pending.arena == 1
+    assert core.filled(fill.pending, core.epoch) == [Release(ROLE, 1)]
+
+
+def test_a_new_link_epoch_frees_the_dead_queues_arena_and_the_fence() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 0)])
+    sent(core)
+    core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
+    core.ask(ROLE, 2, [read(1, 0)])
+    core.on(Event.LOST)
+    assert core.releasable() == [Release(ROLE, 1)]
+    core.on(Event.ENABLED)
+    core.agree(frozenset({RECORD.export_id}))
+    core.on(Event.AGREED)
+    assert [s.pending.arena for s in sent(core)] == [2]
+
+
+def test_requests_of_a_dead_generation_are_refused() -> None:
+    core = online()
+    core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
+    with pytest.raises(WireError, match="not a queue of this generation"):
+        core.ask(ROLE, 1, [read(1, 0)])
+
+
+def test_a_request_past_the_end_fails_alone() -> None:
+    core = online()
+    done = core.ask(ROLE, 1, [read(1, 0, lba=RECORD.blocks), read(2, 1)])
+    assert done == [Done(ROLE, 1, 1, 22)]
+    assert [s.pending.sequence for s in sent(core)] == [2]
+
+
+@pytest.mark.parametrize("item", [[1, 2], "x", [1, 0, 99, 0, 1, 0], [1, 9, 0, 0, 1, 0], [1, 0, 0, -1, 1, 0], None])
+def test_a_malformed_request_from_a_queue_is_one_error(item: object) -> None:
+    with pytest.raises(WireError, match=r"queue\.aa"):
+        online().ask(ROLE, 1, [item])
+
+
+def test_one_export_does_not_wait_for_anothers_fence() -> None:
+    core = online()
+    other = ExportRecord(0xBB, 512, 1 << 20)
+    core.queue_arrived("queue.bb", 1, other, 16, SLOT)
+    core.agree(frozenset({0xAA, 0xBB}))
+    core.ask(ROLE, 1, [write(1, 0)])
+    sent(core)
+    core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
+    core.ask(ROLE, 2, [write(1, 0)])
+    core.ask("queue.bb", 1, [read(1, 0)])
+    assert [s.pending.export for s in sent(core)] == ["queue.bb"]
+
+
+def test_exports_configured_anew_after_data_moved_re_enumerate() -> None:
+    core = online()
+    core.ask(ROLE, 1, [read(1, 0)])
+    sent(core)
+    assert core.on(Event.CONFIGURED) == (Step.REENUMERATE,)
+    core.on(Event.LOST)
+    core.on(Event.ENABLED)
+    assert core.on(Event.CONFIGURED) == (Step.ASK_SESSION,)
+
+
+def test_a_silent_host_parks_and_a_word_from_it_goes_on() -> None:
+    core = online()
+    core.on(Event.SILENT)
+    core.ask(ROLE, 1, [read(1, 0)])
+    assert core.link is Link.PARKED and sent(core) == []
+    assert core.on(Event.HEARD) == (Step.DISPATCH,)
+    assert len(sent(core)) == 1
