@@ -1,5 +1,4 @@
-"""System calls that Python's `os` does not offer, by number: io_uring, Linux AIO, capabilities, memory
-locking.
+"""System calls that Python's `os` does not offer, by number: io_uring, Linux AIO, capabilities, memory locking.
 
 One table for the architectures the gadget side runs on, and one function. Arguments are integers; a pointer
 is passed as its address (`ctypes.addressof`), which the caller keeps alive until the kernel is done with it.

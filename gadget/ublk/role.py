@@ -1,0 +1,241 @@
+"""Role `queue.<export>`: one ublk device, its io_uring and its payload arena. Recovery is the only way it starts.
+
+The main thread opens, FETCHes and runs the loop; START_DEV or END_USER_RECOVERY, which wait for it, go from a thread of
+their own. Decisions are gadget.ublk.core's (requests) and gadget.ublk.control.plan's (what to do with what is there).
+Also here: `settle` and `retire`, which run in disposable processes because they may block.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from bus.arena import Arena, slot_bytes
+from bus.envelope import Body, Kind
+from bus.role import Role
+from bus.runtime import Runtime
+from common import limits
+from common.errors import Gone, Refused, WireError
+from common.wire import Op
+from gadget.ublk.abi import BlockOp
+from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, ownership_mark, plan
+from gadget.ublk.core import Commit, QueueCore, parse_completions
+from gadget.ublk.device import QueueDevice, settle_queue_limits
+
+_OPS = {BlockOp.READ: Op.READ, BlockOp.WRITE: Op.WRITE, BlockOp.FLUSH: Op.FLUSH, BlockOp.DISCARD: Op.DISCARD}
+_RETRY_S = 0.003  # while the kernel tears down the dead owner's ring (measured: 4 ms), or devtmpfs makes a node
+_MAX_DISCARD = 64 << 20  # bytes; one discard must not keep a source busy for seconds
+
+
+class Queue:
+    """Handlers of a queue role. `_waits_for` says, for status, what a start that is not through hangs on."""
+
+    def __init__(self, role: Role) -> None:
+        self._role, args = role, role.args
+        self._ublk_id, self._export_id = int(args["ublk_id"]), int(args["export_id"])
+        self._block_size, self._size_bytes = int(args["block_size"]), int(args["size_bytes"])
+        self._depth, self._max_io = int(args["depth"]), int(args["max_io_bytes"])
+        self._waits_for = "the ublk driver"
+        self._control = Control()
+        self._batch: list[list[int]] = []
+        self._device: QueueDevice | None = None
+        role.status = self._status
+        role.loop.before_wait(self._flush)
+        role.on_watchdog(self._ask_settle_again, self._from_watchdog)
+        self._settling = False
+        self._take_device()
+
+    # -- the device: recovery of whatever is there ---------------------------------------------------------------
+    def _take_device(self) -> None:
+        try:
+            info = self._control.find(self._ublk_id)
+        except FileNotFoundError:
+            return self._again(self._take_device, f"/dev/ublkb{self._ublk_id} of before, deleted but still held open")
+        match plan(info, self._export_id):
+            case Plan.ADD:
+                self._add()
+            case Plan.RECREATE:
+                self._control.delete_async(self._ublk_id)
+                self._again(self._take_device, "the dead device to be deleted")
+            case Plan.RECOVER if info is not None:
+                self._recover(info)
+            case _:
+                raise Refused(f"/dev/ublkb{self._ublk_id}: belongs to another program or export: not touched")
+
+    def _add(self) -> None:
+        params = DeviceParams(
+            size_bytes=self._size_bytes,
+            block_size=self._block_size,
+            max_io_bytes=self._max_io,
+            fua=False,  # v0 has no FUA: the block layer then writes and flushes by itself
+            discard_granularity_bytes=max(self._block_size, limits.PAGE),
+            max_discard_bytes=_MAX_DISCARD,
+        )
+        try:
+            self._control.add(self._ublk_id, self._depth, self._max_io, ownership_mark(self._export_id))
+        except FileExistsError:
+            return self._again(self._take_device, f"ublk device number {self._ublk_id} to become free")
+        self._control.set_params(self._ublk_id, params)
+        self._attach(self._control_thread("START_DEV", lambda c: c.start(self._ublk_id, os.getpid())))
+
+    def _recover(self, info: DeviceInfo) -> None:
+        params = self._control.get_params(self._ublk_id)
+        if (params.size_bytes, params.block_size) != (self._size_bytes, self._block_size):
+            raise Refused(f"/dev/ublkb{self._ublk_id}: is another disk of {params.size_bytes} bytes: not touched")
+        self._depth, self._max_io = info.depth, info.max_io_bytes
+        try:
+            self._control.start_user_recovery(self._ublk_id)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return self._again(self._take_device, "the kernel to notice the death of the last owner")
+            if error.errno != errno.EINVAL:  # EINVAL: a predecessor died after this command and before its FETCHes
+                raise
+        self._attach(
+            self._control_thread("END_USER_RECOVERY", lambda c: c.end_user_recovery(self._ublk_id, os.getpid()))
+        )
+
+    def _attach(self, finish: Callable[[], None]) -> None:
+        try:
+            device = QueueDevice(self._ublk_id, self._depth)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBUSY):
+                raise
+            return self._again(lambda: self._attach(finish), f"/dev/ublkc{self._ublk_id}: {error.strerror}")
+        role, slot = self._role, slot_bytes(self._max_io)
+        self._slot_bytes = slot
+        self._arena = Arena.create(role.runtime, role.name, role.generation, self._depth * slot)
+        self._core = QueueCore(self._block_size, self._depth)
+        address = self._arena.address
+        device.fetch_all(lambda tag: address + tag * slot)
+        self._device = device
+        role.loop.watch(device.eventfd, self._requests)
+        self._usb = role.connect("usb", "data", self._hello, self._usb_arrived, self._completions)
+        finish()
+
+    def _control_thread(self, name: str, command: Callable[[Control], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                command(Control())
+            except OSError as error:
+                text = f"{name} of ublk device {self._ublk_id}: {error.strerror}"
+                self._role.loop.post(lambda: _raise(Gone(text)))
+            else:
+                self._role.loop.post(self._started)
+
+        def begin() -> None:
+            self._waits_for = name
+            threading.Thread(target=run, name=name, daemon=True).start()
+
+        return begin
+
+    def _again(self, step: Callable[[], None], waits_for: str) -> None:
+        self._waits_for = waits_for
+        self._role.loop.after(_RETRY_S, step)
+
+    def _started(self) -> None:
+        self._waits_for = "its queue limits to be set"
+        self._settling = True
+        self._role.log.info(
+            f"/dev/ublkb{self._ublk_id} is up, depth {self._depth}, memory locked: {self._arena.locked}"
+        )
+        self._ask_settle_again()
+
+    def _ask_settle_again(self) -> None:
+        # Asked for at every start: the values survive recovery, but a predecessor may have died before they were set.
+        if self._settling:
+            self._role.tell_watchdog({"note": "job", "function": "settle"})
+
+    def _from_watchdog(self, note: dict[str, Any]) -> None:
+        if note.get("note") == "job_done" and note.get("function") == "settle" and self._settling:
+            self._settling = False
+            if not note.get("ok"):
+                raise Gone(f"queue limits of ublk device {self._ublk_id} could not be set: {note.get('reason')}")
+            self._waits_for = ""
+            self._role.ready()
+
+    # -- requests and completions --------------------------------------------------------------------------------
+    def _requests(self) -> None:
+        device = self._device
+        assert device is not None
+        for tag, op, start, sectors, flags in device.requests():
+            wire_op = _OPS.get(BlockOp(op))
+            if wire_op is None:
+                device.commit(tag, -errno.EOPNOTSUPP)
+                continue
+            self._batch.append(self._core.take(tag, wire_op, start, sectors, flags).message())
+        if device.stopped:
+            raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
+
+    def _completions(self, kind: Kind, body: Body) -> None:
+        if kind is not Kind.COMPLETIONS:
+            raise WireError(f"{kind} from usb is not for a queue")
+        device = self._device
+        assert device is not None
+        for sequence, status in parse_completions(body):
+            commit = self._core.complete(sequence, status)
+            if commit is not None:
+                self._commit(device, commit)
+
+    def _commit(self, device: QueueDevice, commit: Commit) -> None:
+        device.commit(commit.tag, commit.result)
+
+    def _hello(self) -> Body:
+        return {
+            "export_id": self._export_id,
+            "block_size": self._block_size,
+            "size_bytes": self._size_bytes,
+            "depth": self._depth,
+            "slot_bytes": self._slot_bytes,
+        }
+
+    def _usb_arrived(self, generation: int) -> None:
+        self._batch = [taken.message() for taken in self._core.outstanding()]
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._device is None:
+            return
+        batch, self._batch = self._batch, []
+        for start in range(0, len(batch), limits.MAX_BATCH):
+            # False: usb is dead or not there yet. Its successor is told everything outstanding.
+            self._usb.send(Kind.REQUESTS, batch[start : start + limits.MAX_BATCH])
+        self._device.submit()
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "device": f"/dev/ublkb{self._ublk_id}",
+            "waits_for": self._waits_for,
+            "in_flight": self._core.in_flight if self._device else 0,
+            "completed": self._core.completed if self._device else 0,
+        }
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def start(role: Role) -> None:
+    Queue(role)
+
+
+def settle(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
+    """Set the queue limits (see settle_queue_limits), in a process that may block and does not hold the device."""
+    settle_queue_limits(int(args["ublk_id"]), int(args["depth"]))
+
+
+def retire(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
+    """Remove the device of a queue that is wanted no more. Pending I/O fails with EIO; holders do not block it."""
+    ublk_id, control = int(args["ublk_id"]), Control()
+    try:
+        info = control.find(ublk_id)
+    except FileNotFoundError:
+        return  # deleted already; it goes when its last holder lets go
+    if info is None or info.mark != ownership_mark(int(args["export_id"])):
+        return
+    try:
+        control.stop(ublk_id)
+        control.delete_async(ublk_id)
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # gone meanwhile is what was wanted
+            raise
