@@ -81,7 +81,7 @@ class Pending:
     export: str
     arena: int  # generation of the queue that owns the arena
     sequence: int
-    slot: int
+    offset: int  # of its slot in that arena, bytes
     request: Request
     stage: Stage = Stage.WAITING
     orphan: bool = False
@@ -224,7 +224,7 @@ class UsbCore:
             raise WireError(f"{role}: request {item!r} names no slot or op of ours")
         # v0 wants ids unique per export while in flight; smoo builds them as queue << 16 | tag.
         request = Request(Op(op), slot, export.record.export_id, lba, blocks, flags)
-        return Pending(role, export.generation, sequence, slot, request)
+        return Pending(role, export.generation, sequence, slot * export.slot_bytes, request)
 
     # -- the wire ------------------------------------------------------------------------------------------------
     def dispatch(self) -> Iterator[Send]:

@@ -1,0 +1,73 @@
+# Everything a newcomer types. `make demo` and `make test` set up what they need on a Debian 12 as root; the
+# second run reuses it: the environment in .venv, the guest's kernel in REPLUG_CACHE (~/.cache/replug).
+
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+VENV := .venv
+RUN := $(VENV)/bin/python
+RESULTS := .setup/results
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint unit e2e vm-shell lock clean
+.DELETE_ON_ERROR:
+
+help: ## this text
+	@echo "replug: an inverted USB disk whose parts may all be killed while it is in use"
+	@echo
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+setup: .setup/system $(VENV)/.ready .setup/guest ## install what is missing, build .venv, fetch the guest's kernel
+	@:
+
+demo: setup ## the whole thing on a real kernel: cable pulls, kill -9, and every byte checked
+	@timeout --foreground -k 20 900 $(VENV)/bin/replug demo
+
+test: setup lint ## lint, unit tests here, e2e tests in guests, and one count over all
+	@rm -rf $(RESULTS); mkdir -p $(RESULTS); \
+	$(MAKE) --no-print-directory unit; unit=$$?; \
+	$(MAKE) --no-print-directory e2e; e2e=$$?; \
+	$(RUN) -m tools.vm count $(RESULTS)/unit.xml $(RESULTS)/e2e && [ $$unit = 0 ] && [ $$e2e = 0 ]
+
+lint: setup ## ruff, mypy --strict, and the import layers
+	timeout --foreground 120 $(RUN) -m ruff check .
+	timeout --foreground 300 $(RUN) -m mypy
+	timeout --foreground 120 $(VENV)/bin/lint-imports
+
+unit: setup ## unit tests on this machine
+	@mkdir -p $(RESULTS)
+	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit
+
+e2e: setup ## e2e tests on a real kernel, in one guest for each processor
+	@mkdir -p $(RESULTS)/e2e
+	timeout --foreground -k 20 1500 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+
+vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controller
+	@$(RUN) -m tools.vm shell
+
+lock: ## pin the newest versions that pyproject.toml allows (writes requirements.lock)
+	$(PYTHON) -m venv .setup/lock && .setup/lock/bin/pip -q install uv
+	printf 'setuptools>=75\nwheel\n' | .setup/lock/bin/uv -q pip compile pyproject.toml - --extra libusb \
+		--group dev --universal --python-version 3.11 --generate-hashes --no-header -o .setup/lock/pins
+	{ echo "# Every package of the environment, pinned with hashes. Made from pyproject.toml by 'make lock'."; \
+	  cat .setup/lock/pins; } > requirements.lock
+
+clean: ## remove what set-up and tests made here (the guest's kernel stays in its cache)
+	rm -rf .setup $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.setup/system: tools/setup.sh
+	@mkdir -p .setup
+	@tools/setup.sh $(PYTHON)
+	@touch $@
+
+$(VENV)/.ready: requirements.lock pyproject.toml | .setup/system
+	@echo "replug: building $(VENV) from requirements.lock"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat -e .
+	@touch $@
+
+# The stamp says that it was done here; the kernel itself is shared by all working copies of this user.
+.setup/guest: tools/vm/images.py $(VENV)/.ready | .setup/system
+	@$(RUN) -m tools.vm setup >$@.log && mv $@.log $@

@@ -1,0 +1,102 @@
+"""libaio by raw system calls: transfers on FunctionFS endpoints, several deep, completions by an eventfd.
+
+io_uring is not used here: its requests on endpoint files cannot be cancelled, so a killed process would linger;
+libaio's are cancelled before the process is dead (exit_aio), so a successor may trust its predecessor's pidfd.
+ABI: linux/aio_abi.h.
+"""
+
+import contextlib
+import ctypes
+import os
+import struct
+from enum import IntEnum
+
+from common.syscalls import syscall
+
+_IOCB_BYTES = 64  # struct iocb
+_EVENT = struct.Struct("<QQqq")  # struct io_event: data, obj, res, res2
+_FLAG_RESFD = 1  # IOCB_FLAG_RESFD
+
+
+class Command(IntEnum):
+    """IOCB_CMD_*."""
+
+    PREAD = 0
+    PWRITE = 1
+
+
+class _Iocb(ctypes.Structure):
+    """struct iocb (little-endian)."""
+
+    _fields_ = (
+        ("aio_data", ctypes.c_uint64),
+        ("aio_key", ctypes.c_uint32),
+        ("aio_rw_flags", ctypes.c_uint32),
+        ("aio_lio_opcode", ctypes.c_uint16),
+        ("aio_reqprio", ctypes.c_int16),
+        ("aio_fildes", ctypes.c_uint32),
+        ("aio_buf", ctypes.c_uint64),
+        ("aio_nbytes", ctypes.c_uint64),
+        ("aio_offset", ctypes.c_int64),
+        ("aio_reserved2", ctypes.c_uint64),
+        ("aio_flags", ctypes.c_uint32),
+        ("aio_resfd", ctypes.c_uint32),
+    )
+
+
+class AioContext:
+    """At most `depth` transfers outstanding. `eventfd` is readable when `completions` has something.
+
+    Buffers are raw addresses: the caller keeps their memory mapped until the transfer has completed.
+    """
+
+    def __init__(self, depth: int) -> None:
+        context = ctypes.c_uint64(0)
+        syscall("io_setup", depth, ctypes.addressof(context))
+        self._context, self._depth = context.value, depth
+        self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._iocbs = (_Iocb * depth)()
+        self._free = list(range(depth))
+        self._events = (ctypes.c_uint8 * (_EVENT.size * depth))()
+        self._pointer = (ctypes.c_uint64 * 1)()
+
+    @property
+    def outstanding(self) -> int:
+        return self._depth - len(self._free)
+
+    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
+        """Queue one transfer; returns its number. Transfers on one fd complete in the order of their submission.
+
+        Raises BlockingIOError (EAGAIN) if the endpoint is disabled, that is the link is down (or `depth` is reached);
+        OSError(ESHUTDOWN, EBADMSG, ...) as read(2) and write(2) on an endpoint would.
+        """
+        if not self._free:
+            raise BlockingIOError(11, f"all {self._depth} transfers are outstanding")
+        number = self._free[-1]
+        iocb = self._iocbs[number]
+        iocb.aio_data, iocb.aio_lio_opcode, iocb.aio_fildes = number, command, fd
+        iocb.aio_buf, iocb.aio_nbytes, iocb.aio_offset = address, length, 0
+        iocb.aio_flags, iocb.aio_resfd = _FLAG_RESFD, self.eventfd
+        self._pointer[0] = ctypes.addressof(iocb)
+        syscall("io_submit", self._context, 1, ctypes.addressof(self._pointer))
+        self._free.pop()
+        return number
+
+    def completions(self) -> list[tuple[int, int]]:
+        """(number, result) of each transfer that has ended: bytes, or a negative errno. Never waits."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.eventfd)
+        count = syscall("io_getevents", self._context, 0, self._depth, ctypes.addressof(self._events), 0)
+        ended = []
+        for index in range(count):
+            number, _, result, _ = _EVENT.unpack_from(self._events, index * _EVENT.size)
+            self._free.append(number)
+            ended.append((number, result))
+        return ended
+
+    def close(self) -> None:
+        """Cancel what is outstanding and wait for it (io_destroy)."""
+        if self._context:
+            syscall("io_destroy", self._context)
+            os.close(self.eventfd)
+            self._context = 0

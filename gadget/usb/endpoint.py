@@ -1,0 +1,77 @@
+"""One FunctionFS endpoint: transfers in order, a few of them in the kernel at a time, the rest waiting here.
+
+An endpoint file is opened O_NONBLOCK: io_submit then says EAGAIN while the link is down, instead of blocking. ESHUTDOWN
+from a transfer is link loss; the same fd works again after the next ENABLE.
+"""
+
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common import limits
+from gadget.usb.aio import AioContext, Command
+from gadget.usb.core import Pending
+
+DEEP: Final = 16  # transfers of one endpoint that the kernel holds; deeper gains nothing and pins memory
+
+
+@dataclass(slots=True, frozen=True)
+class Transfer:
+    """One piece of at most TRANSFER_BYTES. `key`: what a read fills, and the link epoch; None for others.
+    `last` marks the last piece of a payload.
+
+    `expected` is what a read should bring; `length` what is asked for, in whole packets: without a short packet a read
+    that asks for more than arrives waits for ever, and one that asks for less than a packet overflows.
+    """
+
+    key: tuple[Pending, int] | None
+    address: int
+    length: int
+    expected: int
+    last: bool = True
+
+
+def pieces(key: tuple[Pending, int] | None, address: int, size_bytes: int, packet_bytes: int) -> list[Transfer]:
+    """Cut a payload into transfers. Reads are rounded up to whole packets: the slot has room (bus.arena.slot_bytes)."""
+    cut = []
+    for start in range(0, size_bytes, limits.TRANSFER_BYTES):
+        expected = min(limits.TRANSFER_BYTES, size_bytes - start)
+        length = -(-expected // packet_bytes) * packet_bytes
+        cut.append(Transfer(key, address + start, length, expected, start + expected == size_bytes))
+    return cut
+
+
+class Endpoint:
+    """`command` says the direction: PWRITE for IN endpoints, PREAD for OUT ones (seen from the host)."""
+
+    def __init__(self, path: Path, command: Command, aio: AioContext) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.name, self._command, self._aio = path.name, command, aio
+        self._waiting: deque[Transfer] = deque()
+        self._submitted: dict[int, Transfer] = {}
+
+    def queue(self, transfers: list[Transfer]) -> None:
+        """Add behind what is there; `pump` hands it to the kernel."""
+        self._waiting.extend(transfers)
+
+    def pump(self) -> None:
+        """Keep the kernel busy. Raises BlockingIOError if the endpoint is disabled: the link is down."""
+        while self._waiting and len(self._submitted) < DEEP:
+            transfer = self._waiting[0]
+            length = transfer.expected if self._command is Command.PWRITE else transfer.length
+            number = self._aio.submit(self._command, self.fd, transfer.address, length)
+            self._submitted[number] = transfer
+            self._waiting.popleft()
+
+    def ended(self, number: int) -> Transfer | None:
+        """The transfer that had this number, if it was one of ours."""
+        return self._submitted.pop(number, None)
+
+    def forget(self) -> int:
+        """Drop what waits, disown what the kernel still has (it will fail by itself); returns how many those are."""
+        self._waiting.clear()
+        count = len(self._submitted)
+        self._submitted.clear()
+        return count

@@ -1,0 +1,99 @@
+"""A pytest over several guests: who runs which file, and that no count is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.vm.parallel import (
+    ONE_FAILURE,
+    Counts,
+    count,
+    files_of,
+    missing_here,
+    pytest_command,
+    read_durations,
+    read_junit,
+    separate,
+    split,
+)
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10">
+<testcase classname="tests.e2e.test_a" name="one" time="1.5"/>
+<testcase classname="tests.e2e.test_a" name="two" time="0.5"/>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("e2e/test_b.py", "e2e/test_a.py", "e2e/deep/test_c.py", "e2e/conftest.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_paths_are_told_from_options(tree: Path) -> None:
+    arguments = ["-x", "e2e", "-k", "kill", "e2e/test_a.py::test_one"]
+    assert separate(arguments, tree) == (["e2e", "e2e/test_a.py::test_one"], ["-x", "-k", "kill"])
+
+
+def test_each_test_file_is_run_once(tree: Path) -> None:
+    files = files_of(["e2e", "e2e/test_a.py"], tree)
+    assert files == [str(tree / "e2e" / name) for name in ("deep/test_c.py", "test_a.py", "test_b.py")]
+
+
+def test_shares_weigh_about_the_same_and_none_is_empty() -> None:
+    weights = {"a": 60.0, "b": 30.0, "c": 20.0, "d": 10.0}
+    assert split("abcd", weights, 2) == [["a"], ["b", "c", "d"]]
+    assert split("ab", weights, 5) == [["a"], ["b"]]
+    assert split("", weights, 2) == []
+
+
+def test_counts_of_a_junit_file() -> None:
+    assert read_junit(JUNIT) == Counts(passed=4, failed=3, skipped=3)
+    assert read_durations(JUNIT) == {"tests.e2e.test_a": 2.0}
+
+
+def test_missing_cut_or_empty_results_count_as_failures(tmp_path: Path) -> None:
+    whole, cut, empty = tmp_path / "whole.xml", tmp_path / "cut.xml", tmp_path / "empty"
+    whole.write_text(JUNIT)
+    cut.write_text(JUNIT[:100])
+    empty.mkdir()
+    assert count([whole]) == Counts(4, 3, 3)
+    assert count([cut]) == count([tmp_path / "gone.xml"]) == count([empty]) == Counts(failed=1)
+
+
+def test_directory_of_results_is_summed_with_what_dead_guests_left(tmp_path: Path) -> None:
+    (tmp_path / "junit-1.xml").write_text(JUNIT)
+    (tmp_path / "junit-2.xml").write_text(ONE_FAILURE)
+    assert count([tmp_path]) == Counts(4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "exit_code"),
+    [(Counts(passed=1), 0), (Counts(passed=1, failed=1), 1), (Counts(skipped=5), 1), (Counts(), 1)],
+)
+def test_success_needs_a_test_that_ran_and_none_that_failed(counts: Counts, exit_code: int) -> None:
+    assert counts.exit_code == exit_code
+
+
+def test_closing_line() -> None:
+    assert str(Counts(1, 2, 3)) == "1 passed, 2 failed, 3 skipped"
+
+
+def test_pytest_talks_unless_told_otherwise() -> None:
+    assert "-v" in pytest_command([], Path("j"), ["t"])
+    assert "-v" not in pytest_command(["-q"], Path("j"), ["t"])
+
+
+def test_direct_run_needs_root_ublk_and_a_dummy_controller(tmp_path: Path) -> None:
+    assert missing_here(tmp_path, 1000) == "needs root"
+    assert missing_here(tmp_path, 0).startswith("no /dev/ublk-control")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "ublk-control").touch()
+    (tmp_path / "sys/class/udc/fe980000.usb").mkdir(parents=True)  # a real one: not ours to touch
+    assert missing_here(tmp_path, 0).startswith("no dummy USB device controller")
+    (tmp_path / "sys/class/udc/dummy_udc.0").mkdir()
+    assert missing_here(tmp_path, 0).startswith("no /sys/kernel/config/usb_gadget")
+    (tmp_path / "sys/kernel/config/usb_gadget").mkdir(parents=True)
+    assert missing_here(tmp_path, 0) == ""

@@ -1,0 +1,228 @@
+"""The command line of the guest: `python -m tools.vm run|shell|pytest|count|setup`, and `replug vm ...`.
+
+Only reads arguments and prints; the work is in the other files of this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import os
+import signal
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from tools.vm import parallel
+from tools.vm.accel import Accel, choose
+from tools.vm.guest import Ended, Machine, Result, Sink, run
+from tools.vm.images import Lacking, cache_directory, ensure_image
+from tools.vm.initrd import Job, Speed
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("common", "bus", "gadget", "host", "tools", "tests")
+TAIL_LINES = 60
+RUN_LIMIT_S = 300.0
+PYTEST_LIMIT_S = 900.0
+SHELL_LIMIT_S = 86400.0
+SHELL = ("sh", "-c", "exec setsid -cw bash -i </dev/hvc0 >/dev/hvc0 2>&1")
+
+
+def main(argv: list[str]) -> int:
+    """Run one sub-command; returns the exit status. 124: time limit, 125: guest died, 4: something lacks."""
+    options, rest = parse(argv)
+    # `timeout` and CI end us by SIGTERM: unwind, so that guests and temporary directories go with us
+    before = signal.signal(signal.SIGTERM, _unwind)
+    try:
+        return ACTIONS[options.action](options, rest)
+    except Lacking as lacking:
+        say(str(lacking))
+        return 4
+    except BrokenPipeError:
+        return 141  # whoever read our output has gone, as under SIGPIPE
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str) -> None:
+    """One line for people, beside whatever the guest writes."""
+    print(f"replug: {text}", file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options before `--`; the command, or pytest's arguments, behind it. Exits with 2 on wrong use."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(prog="replug vm", description="a guest with a real kernel")
+    actions = parser.add_subparsers(dest="action", required=True)
+    one = actions.add_parser("run", help="one command: replug vm run [OPTIONS] -- COMMAND...")
+    _machine_options(one, RUN_LIMIT_S)
+    one.add_argument("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
+    one.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
+    one.add_argument("--console", type=Path, metavar="FILE", help="write the kernel's console there")
+    one.add_argument("--dmesg", type=Path, metavar="FILE", help="write the kernel's log there at the end")
+    shell = actions.add_parser("shell", help="a shell in a guest, on this terminal; what it writes is lost")
+    _machine_options(shell, SHELL_LIMIT_S)
+    shell.set_defaults(share=[], visible=[], dmesg=None, console=None)
+    many = actions.add_parser("pytest", help="a pytest: replug vm pytest [OPTIONS] -- PYTEST ARGUMENTS")
+    _machine_options(many, PYTEST_LIMIT_S)
+    many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="guests")
+    many.add_argument("--results", type=Path, metavar="DIR", help="keep junit files and consoles there")
+    many.add_argument("--direct", action="store_true", default=os.environ.get("REPLUG_E2E_DIRECT") == "1",
+                      help="on this machine itself, on dummy controllers only")  # fmt: skip
+    count = actions.add_parser("count", help="one line of counts over junit files and directories of them")
+    count.add_argument("junit", nargs="+", type=Path)
+    setup = actions.add_parser("setup", help="fetch the kernel and probe this machine")
+    setup.add_argument("--refresh", action="store_true", help="take the newest kernel even if one is there")
+    options = parser.parse_args(argv[:cut])
+    rest = argv[cut + 1 :]
+    if options.action == "run" and not rest:
+        parser.error("no command: replug vm run [OPTIONS] -- COMMAND...")
+    if options.action == "pytest" and options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    return options, rest
+
+
+def _machine_options(parser: argparse.ArgumentParser, limit_s: float) -> None:
+    limit = f"default {limit_s:.0f}"
+    parser.add_argument("--timeout", type=float, default=limit_s, metavar="SECONDS", help=limit)
+    parser.add_argument("--memory", default="1G", metavar="SIZE")
+    parser.add_argument("--udcs", type=int, choices=range(33), default=1, metavar="N", help="controllers")
+    parser.add_argument("--speed", choices=[speed.value for speed in Speed], default=Speed.HIGH.value)
+    parser.add_argument("--module", action="append", default=[], metavar="NAME", help="load it too")
+    parser.add_argument("--env", action="append", default=[], type=_pair, metavar="K=V")
+    parser.add_argument("--accel", choices=[accel.value for accel in Accel], default=Accel.AUTO.value)
+
+
+def _pair(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
+    return text
+
+
+def _setup(options: argparse.Namespace, _rest: list[str]) -> int:
+    image = ensure_image(cache_directory(), say, options.refresh)
+    choose(Accel.AUTO, cache_directory(), image, say)
+    print(image.directory)
+    return 0
+
+
+def _shell(options: argparse.Namespace, _rest: list[str]) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        say("shell: stdin and stdout are not a terminal: use 'replug vm run -- COMMAND...'")
+        return 2
+    before = termios.tcgetattr(0)
+    options.env = [f"TERM={os.environ.get('TERM', 'dumb')}", *options.env]
+    try:
+        return _run(options, list(SHELL), terminal=True)
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)  # QEMU made it raw and is killed at the end
+
+
+def _run(options: argparse.Namespace, command: list[str], terminal: bool = False) -> int:
+    image = ensure_image(cache_directory(), say)
+    accel = choose(Accel(options.accel), cache_directory(), image, say)
+    _precompile()
+    try:
+        image.load_order(options.module)
+    except KeyError as unknown:
+        choice = ", ".join(sorted(image.needs))
+        say(f"--module {unknown.args[0]}: not in the guest's set: choose from {choice}")
+        return 2
+    for share in options.share:
+        Path(share).mkdir(parents=True, exist_ok=True)
+    machine = Machine(accel, options.memory, terminal)
+    result = run(image, _job(options, command), machine, options.timeout, _to(1), _to(2))
+    if options.console:
+        options.console.write_text(result.console)
+    if options.dmesg:
+        options.dmesg.write_text(result.dmesg)
+    if result.ended is not Ended.COMMAND:
+        _explain(result, command)
+    return result.exit_code
+
+
+def _job(options: argparse.Namespace, command: list[str]) -> Job:
+    kept = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+    environment = {name: os.environ.get(name, default) for name, default in kept.items()}
+    environment |= {"LANG": "C.UTF-8", **dict(pair.split("=", 1) for pair in options.env)}
+    return Job(
+        command=command,
+        cwd=os.getcwd(),
+        environment=environment,
+        udcs=options.udcs,
+        speed=Speed(options.speed),
+        modules=options.module,
+        visible=[os.getcwd(), sys.prefix, sys.base_prefix, str(ROOT), *map(os.path.abspath, options.visible)],
+        shares=[str(Path(share).absolute()) for share in options.share],
+        dmesg=options.dmesg is not None,
+    )
+
+
+def _precompile() -> None:
+    """Compile our modules here, where it is ten times faster; a read-only tree just stays slow."""
+    for package in PACKAGES:
+        if (ROOT / package).is_dir() and os.access(ROOT / package, os.W_OK):
+            compileall.compile_dir(ROOT / package, quiet=2)
+
+
+def _pytest(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.direct:
+        counts = parallel.directly(arguments, ROOT)
+    else:
+        cache = cache_directory()
+        # once, before the guests start side by side: fetching and probing
+        choose(Accel(options.accel), cache, ensure_image(cache, say), say)
+        counts = parallel.in_guests(arguments, options.jobs, options.results, _again(options), cache, ROOT)
+    print(counts)
+    return counts.exit_code
+
+
+def _count(options: argparse.Namespace, _rest: list[str]) -> int:
+    counts = parallel.count(options.junit)
+    print(counts)
+    return counts.exit_code
+
+
+def _again(options: argparse.Namespace) -> list[str]:
+    """The machine's options as words, for each guest's own `vm run`."""
+    words = ["--timeout", str(options.timeout), "--memory", options.memory, "--udcs", str(options.udcs)]
+    words += ["--speed", options.speed, "--accel", options.accel]
+    words += [word for name in options.module for word in ("--module", name)]
+    return words + [word for pair in options.env for word in ("--env", pair)]
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "run": _run,
+    "shell": _shell,
+    "pytest": _pytest,
+    "count": _count,
+    "setup": _setup,
+}
+
+
+def _unwind(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _to(fd: int) -> Sink:
+    def write(data: bytes) -> None:
+        while data:
+            data = data[os.write(fd, data) :]
+
+    return write
+
+
+def _explain(result: Result, command: list[str]) -> None:
+    tail = "\n".join(result.console.splitlines()[-TAIL_LINES:])
+    print(f"--- the guest's console, last {TAIL_LINES} lines:\n{tail}\n---", file=sys.stderr)
+    why = "kernel panic" if "Kernel panic" in result.console else result.ended.value
+    boot = "before its first command" if result.boot_s is None else f"after {result.total_s:.0f} s"
+    say(f"{why}, {boot}: {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,275 @@
+"""The guest's kernel, modules and shell, fetched once from Debian and kept in a cache directory.
+
+Packages are downloaded with apt and unpacked with dpkg, never installed. What a boot needs is
+decompressed here once (a second faster at each boot) and described by an index; a cache entry appears by
+one rename, under a lock, so parallel runs neither fight nor see half of it. Building the initrd from it
+is `initrd`'s business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import lzma
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import Exit, Refused
+
+META_PACKAGE = "linux-image-6.12-amd64"
+"""Debian's meta package for the newest 6.12 kernel: 6.1 has no ublk, the cloud flavour no USB."""
+
+FORMAT = 1
+"""Raise it when the layout of a cache entry or the list of modules changes: older entries are left alone."""
+
+MODULES = (
+    # the way to the machine's files
+    "virtio_pci", "virtio_console", "virtio_blk", "9pnet_virtio", "9p", "overlay",
+    # what replug drives
+    "ublk_drv", "configfs", "udc_core", "libcomposite", "usb_f_fs", "usb_f_mass_storage", "dummy_hcd",
+    "usbmon", "usb_storage", "sd_mod", "nbd", "null_blk",
+    # what users put on the disk; ext4 asks for crc32c by name at mount time, not as a dependency
+    "crc32c_generic", "crc32c_intel", "ext4", "vfat", "nls_cp437", "nls_ascii", "loop", "dm_mod",
+)  # fmt: skip
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_XZ_MAGIC = b"\xfd7zXZ\x00"
+
+Log = Callable[[str], None]
+
+
+class Lacking(Refused):
+    """This machine lacks something a guest needs; the message names it and the cure (exit status 4)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, Exit.LACKING)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One unpacked kernel: an ELF vmlinux, a static busybox, and modules with what each needs first."""
+
+    directory: Path
+    release: str
+    needs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinux"
+
+    @property
+    def busybox(self) -> Path:
+        return self.directory / "busybox"
+
+    def module_file(self, name: str) -> Path:
+        return self.directory / "modules" / f"{name}.ko"
+
+    def load_order(self, wanted: Iterable[str]) -> list[str]:
+        """Every module to load, each after what it needs. Built-in ones are left out.
+
+        Raises KeyError for a module the cache does not hold.
+        """
+        return load_order(self.needs, wanted)
+
+
+def load_order(needs: Mapping[str, tuple[str, ...]], wanted: Iterable[str]) -> list[str]:
+    """Depth-first order over *needs*; a module that maps to itself only is built in and left out."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order or needs[name] == (name,):
+            return
+        for needed in needs[name]:
+            visit(needed)
+        order.append(name)
+
+    for name in wanted:
+        visit(module_name(name))
+    return order
+
+
+def module_name(text: str) -> str:
+    """The kernel's one spelling of a module: no path, no suffix, `_` for `-`."""
+    return text.rsplit("/", 1)[-1].split(".ko", 1)[0].replace("-", "_")
+
+
+def depends(module: bytes) -> tuple[str, ...]:
+    """What a decompressed module needs loaded first (`depends=` in its .modinfo section)."""
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
+    names = found[1].decode("ascii") if found else ""
+    return tuple(module_name(name) for name in names.split(",") if name)
+
+
+def kernel_payload(bzimage: bytes) -> bytes:
+    """The compressed vmlinux inside a bzImage (struct setup_header, Documentation/arch/x86/boot.rst).
+
+    Raises ValueError if the image has no such header.
+    """
+    if bzimage[0x202:0x206] != b"HdrS":
+        raise ValueError("not a bzImage: no HdrS at 0x202")
+    setup_sectors = bzimage[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", bzimage, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    payload = bzimage[start : start + length]
+    if len(payload) != length:
+        raise ValueError("not a bzImage: payload cut short")
+    return payload
+
+
+def cache_directory() -> Path:
+    """REPLUG_CACHE, or ~/.cache/replug."""
+    told = os.environ.get("REPLUG_CACHE")
+    return Path(told).absolute() if told else Path.home() / ".cache" / "replug"
+
+
+def ensure_image(cache: Path, log: Log, refresh: bool = False) -> Image:
+    """The cached image; downloads and unpacks it first if there is none (or *refresh* asks for the newest).
+
+    Raises Lacking if a tool, a package or the network is missing.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    current = cache / f"guest-v{FORMAT}.current"
+    with locked(cache / "guest.lock"):
+        if not refresh and (image := _load(current)):
+            return image
+        require(("apt-get", "apt"), ("apt-cache", "apt"), ("dpkg", "dpkg"), ("zstd", "zstd"))
+        try:
+            entry = _newest_entry(cache, log)
+        except Lacking:
+            # lists that are missing or old: a fresh machine's usual state
+            if os.geteuid() != 0:
+                raise
+            log("updating apt's package lists")
+            subprocess.run(["apt-get", "-q", "update"], stdout=subprocess.DEVNULL, check=False)
+            entry = _newest_entry(cache, log)
+        temporary = current.with_suffix(".new")
+        temporary.write_text(entry.name)
+        temporary.replace(current)
+        image = _load(current)
+        assert image is not None
+        return image
+
+
+def _load(current: Path) -> Image | None:
+    try:
+        directory = current.parent / current.read_text().strip()
+        index = json.loads((directory / "index.json").read_text())
+    except FileNotFoundError:
+        return None
+    return Image(directory, index["release"], {name: tuple(needs) for name, needs in index["needs"].items()})
+
+
+def _newest_entry(cache: Path, log: Log) -> Path:
+    package = newest_kernel()
+    entry = cache / f"guest-v{FORMAT}-{package}"
+    if not (entry / "index.json").is_file():
+        _fill(cache, entry, package, log)
+    return entry
+
+
+def newest_kernel() -> str:
+    """The kernel package the meta package stands for, as apt knows it now.
+
+    Raises Lacking if apt offers none.
+    """
+    told = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True, check=False)
+    found = re.search(r"Depends: (linux-image-6\.12\.\S+-amd64)\s", told.stdout)
+    if not found:
+        raise Lacking(
+            f"{META_PACKAGE}: apt does not offer it: add Debian 12 and its security archive "
+            "(bookworm-security) to apt's sources and run 'apt-get update'"
+        )
+    return found[1]
+
+
+def _fill(cache: Path, entry: Path, package: str, log: Log) -> None:
+    with tempfile.TemporaryDirectory(prefix="filling-", dir=cache) as name:
+        work = Path(name)
+        log(f"fetching {package} and busybox-static (once, about 110 MB)")
+        for one in (package, "busybox-static"):
+            _download(one, work)
+        log("unpacking the kernel")
+        for archive in work.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", archive, work / "root"], check=True)
+            archive.unlink()
+        made = work / "entry"
+        made.mkdir()
+        _make_entry(work / "root", made)
+        shutil.rmtree(entry, ignore_errors=True)
+        made.rename(entry)
+    log(f"kernel ready in {entry}")
+
+
+def _download(package: str, where: Path) -> None:
+    # APT::Sandbox::User: apt's own unprivileged user cannot write here, and says so at length.
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip() or done.stdout.strip() or "apt failed").splitlines()[-1]
+        raise Lacking(f"{package}: cannot be downloaded: {why}: run 'apt-get update' and try again")
+
+
+def _make_entry(root: Path, made: Path) -> None:
+    [vmlinuz] = (root / "boot").glob("vmlinuz-*")
+    release = vmlinuz.name.removeprefix("vmlinuz-")
+    (made / "vmlinux").write_bytes(_decompress(kernel_payload(vmlinuz.read_bytes())))
+    shutil.copy(root / "bin" / "busybox", made / "busybox")
+    tree = root / "lib" / "modules" / release
+    needs = _unpack_modules(tree, made / "modules", MODULES)
+    (made / "index.json").write_text(json.dumps({"release": release, "needs": needs}, indent=1))
+
+
+def _unpack_modules(tree: Path, target: Path, wanted: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Decompress *wanted* and all they need into *target*; a built-in one maps to itself alone."""
+    target.mkdir()
+    files = {module_name(path.name): path for path in tree.rglob("*.ko*")}
+    built_in = {module_name(line) for line in (tree / "modules.builtin").read_text().splitlines()}
+    needs: dict[str, tuple[str, ...]] = {}
+    todo = [module_name(name) for name in wanted]
+    while todo:
+        name = todo.pop()
+        if name in needs:
+            continue
+        if name in built_in:
+            needs[name] = (name,)
+            continue
+        module = _decompress(files[name].read_bytes())
+        (target / f"{name}.ko").write_bytes(module)
+        needs[name] = depends(module)
+        todo.extend(needs[name])
+    return needs
+
+
+def _decompress(data: bytes) -> bytes:
+    if data.startswith(_XZ_MAGIC):
+        return lzma.LZMADecompressor().decompress(data)
+    if data.startswith(_ZSTD_MAGIC):
+        # the kernel appends the unpacked size to its payload; zstd would call these four bytes an error
+        done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False)
+        if not done.stdout:
+            raise Lacking("zstd: cannot unpack the kernel: install 'zstd' anew and try again")
+        return done.stdout
+    return data
+
+
+def require(*tools: tuple[str, str]) -> None:
+    """Raises Lacking unless each program is there; the pairs are (program, Debian package)."""
+    for program, package in tools:
+        if not shutil.which(program):
+            raise Lacking(f"{program}: not found on this machine: 'apt-get install {package}'")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an flock on *path*, so that only one process fills or probes at a time."""
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
