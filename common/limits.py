@@ -46,3 +46,19 @@ RETIRE_S = (
 )
 EXIT_WAIT_S = 0.5  # pidfd says dead, but the spawner has not told the status: so long is waited for it
 SPAWNER_GONE_S = 4.0  # no spawner and no twin in its place for so long: the watchdog executes a fresh one
+
+# -- the host ----------------------------------------------------------------------------------------------------
+ATTACH_S = 20.0  # opening and resetting a USB device; the kernel's own retries of a bad device take 10 s and more
+CLOSE_S = 5.0  # all transfers of a lost device have ended by then, else the process is replaced
+SEARCH_S = 1.0  # looking at sysfs while no uevent comes: the kernel drops uevents when a socket is full
+RETRY_S = 0.25  # pause after a failed attachment; a device that is going away is still seen for a moment
+SETTLE_S = 15.0  # from CONFIG_EXPORTS to an active STATUS: the gadget makes block devices meanwhile
+SETTLE_LOOK_S = 0.03  # STATUS is asked this often until then
+
+# -- the host ----------------------------------------------------------------------------------------------------
+MAX_REQUEST_BYTES = 1 << 20  # one request of a gadget: smoo's may be larger than our own MAX_IO_BYTES
+HOST_ARENA_BYTES = 4 << 20  # payloads of one export on their way: QUEUE_DEPTH of MAX_IO_BYTES, and as much again
+SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page cache answers in parallel
+THREADS_END_S = 5.0  # transfers end by themselves when the device is gone; later means libusb is stuck
+ACTIVE_POLL_S = 0.05  # between two STATUS while the gadget makes its devices
+ATTACH_RETRY_S = 0.2  # after a failed attach: the device is often on its way out, or not settled yet

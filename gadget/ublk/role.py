@@ -158,12 +158,13 @@ class Queue:
     def _requests(self) -> None:
         device = self._device
         assert device is not None
-        for tag, op, start, sectors, flags in device.requests():
+        # The block layer's flags (META, FAILFAST, ...) say how it feels about a request, not what to do; v0 carries none.
+        for tag, op, start, sectors, _ in device.requests():
             wire_op = _OPS.get(BlockOp(op))
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue
-            self._batch.append(self._core.take(tag, wire_op, start, sectors, flags).message())
+            self._batch.append(self._core.take(tag, wire_op, start, sectors).message())
         if device.stopped:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
 

@@ -14,6 +14,7 @@ from bus.runtime import Runtime
 from common import limits, wire
 from common.errors import Gone, WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Response, Status
+from gadget.usb import udc
 from gadget.usb.core import Action, Done, Event, Fill, Link, Pending, Release, Send, Step, UsbCore
 from gadget.usb.transport import Setup, Transport, tree_of
 
@@ -37,7 +38,8 @@ class Usb:
         self._counts = {"requests": 0, "responses": 0, "refused": 0, "epochs": 0}
         self._since = datetime.now(UTC)
         role.status = self._status
-        self._transport = Transport(role.loop, role.log, tree_of(role.runtime, role.args), self)
+        tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
+        self._transport = Transport(role.loop, role.log, tree, self)
         self._queues = role.serve("data", self._queue_arrived, self._from_queue)
         self._session = role.serve("session", self._session_arrived, self._from_session)
         role.loop.before_wait(self._flush)

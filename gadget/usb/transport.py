@@ -23,7 +23,8 @@ from gadget.usb.core import Pending
 from gadget.usb.endpoint import DEEP, Endpoint, Transfer, pieces
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
 
-PACKET_BYTES = 1024  # whole packets at every speed: 64 and 512 divide it
+PACKET_BYTES = {"full-speed": 64, "high-speed": 512, "super-speed": 1024, "super-speed-plus": 1024}  # of bulk
+_BUFFER = 1024  # bytes for one Response: a whole packet at every speed
 _SLOT = 64  # bytes for each outgoing message
 _REBIND_S = 0.2  # out long enough for the host to see the disconnect
 VENDOR_ID, PRODUCT_ID = 0x1D6B, 0x0104  # Linux Foundation, multifunction composite gadget
@@ -56,11 +57,11 @@ class Handler(Protocol):
     def filled(self, pending: Pending, epoch: int) -> None: ...
 
 
-def tree_of(runtime: Runtime, args: dict[str, Any]) -> GadgetTree:
-    """The gadget tree of an instance, from the role's arguments."""
+def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> GadgetTree:
+    """The gadget tree of an instance, from the role's arguments. To remove it needs no controller: it may be gone."""
     return GadgetTree(
         name=f"replug-{runtime.instance}",
-        udc=udc.choose(args.get("udc")),
+        udc=controller,
         vendor_id=int(args.get("vendor_id") or VENDOR_ID),
         product_id=int(args.get("product_id") or PRODUCT_ID),
         serial=str(args.get("serial") or "replug"),
@@ -90,12 +91,13 @@ class Transport:
             self._payloads_in: lambda transfer, result: None,
             self._payloads_out: self._payload,
         }
-        self._messages = mmap.mmap(-1, _MESSAGE_SLOTS * _SLOT + limits.MESSAGE_READS * PACKET_BYTES)
+        self._messages = mmap.mmap(-1, _MESSAGE_SLOTS * _SLOT + limits.MESSAGE_READS * _BUFFER)
         self._base = addressof(c_char.from_buffer(self._messages))
         self._free: list[int] = []
         self._enabled = False
         self._disowned = 0
         self._armed = False
+        self._packet_bytes = 512
         loop.watch(self._ep0.fd, self._events)
         loop.watch(self._aio.eventfd, self._transfers)
 
@@ -129,7 +131,7 @@ class Transport:
             return
         self._armed = True
         for index in range(limits.MESSAGE_READS):
-            self._queue_response_read(self._base + _MESSAGE_SLOTS * _SLOT + index * PACKET_BYTES)
+            self._queue_response_read(self._base + _MESSAGE_SLOTS * _SLOT + index * _BUFFER)
         self.submit()
 
     def _events(self) -> None:
@@ -144,6 +146,8 @@ class Transport:
 
     def _begin(self) -> None:
         self._enabled = True
+        # The real packet size: rounding 512 bytes up to 1024 at high speed would wait for a packet that never comes.
+        self._packet_bytes = PACKET_BYTES.get(self.speed, 512)
         self._free = [self._base + index * _SLOT for index in range(_MESSAGE_SLOTS)]
         self._handler.enabled()
 
@@ -167,12 +171,12 @@ class Transport:
     def send_payload(self, address: int, size_bytes: int) -> None:
         """A write's payload on bulk IN, behind those of earlier Requests."""
         if self._enabled:
-            self._payloads_in.queue(pieces(None, address, size_bytes, PACKET_BYTES))
+            self._payloads_in.queue(pieces(None, address, size_bytes, self._packet_bytes))
 
     def receive_payload(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
         """A read's payload from bulk OUT, behind those of earlier Responses; `filled` tells when it is there."""
         if self._enabled:
-            self._payloads_out.queue(pieces((pending, epoch), address, size_bytes, PACKET_BYTES))
+            self._payloads_out.queue(pieces((pending, epoch), address, size_bytes, self._packet_bytes))
 
     def submit(self) -> None:
         """Hand what is queued to the kernel."""
@@ -214,7 +218,7 @@ class Transport:
         self._handler.message(data)
 
     def _queue_response_read(self, address: int) -> None:
-        self._responses.queue([Transfer(None, address, PACKET_BYTES, MESSAGE_BYTES)])
+        self._responses.queue([Transfer(None, address, _BUFFER, MESSAGE_BYTES)])
 
     def _payload(self, transfer: Transfer, result: int) -> None:
         if transfer.last and transfer.key is not None:

@@ -1,0 +1,102 @@
+"""Which USB devices are smoo gadgets: read from sysfs only, and the kernel's own word when one comes (uevents).
+
+Nothing is opened: that is usb's. The netlink socket needs neither udevd nor root. Called by host.session.role.
+"""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+
+_SYSFS = Path("/sys/bus/usb/devices")
+_KERNEL_GROUP = 1  # uevents of the kernel itself; 2 is udevd's
+_NETLINK_KOBJECT_UEVENT = 15  # linux/netlink.h
+_UEVENT_BYTES = 8192  # UEVENT_BUFFER_SIZE is 2048, and a header
+_SPEEDS = {"1.5": "low", "12": "full", "480": "high", "5000": "super", "10000": "super-plus", "20000": "super-plus"}
+_KIND = (INTERFACE_CLASS, INTERFACE_SUBCLASS, INTERFACE_PROTOCOL)
+
+
+@dataclass(frozen=True, slots=True)
+class Gadget:
+    """Where a gadget is now. `serial` and `speed` are for people and for choosing; empty if it tells none."""
+
+    bus: int
+    address: int
+    serial: str
+    speed: str
+
+
+def find(serial: str | None, root: Path = _SYSFS) -> list[Gadget]:
+    """All gadgets that are there, or the one with this serial number. A device that goes meanwhile is left out."""
+    found = set()
+    for interface in root.glob("*:*"):
+        with contextlib.suppress(OSError, ValueError):
+            if _kind(interface) == _KIND:
+                device = root / interface.name.partition(":")[0]
+                gadget = _gadget(device)
+                if serial is None or gadget.serial == serial:
+                    found.add(gadget)
+    return sorted(found, key=lambda gadget: (gadget.bus, gadget.address))
+
+
+def _kind(interface: Path) -> tuple[int, int, int]:
+    one, two, three = (
+        int((interface / f"bInterface{name}").read_text(), 16) for name in ("Class", "SubClass", "Protocol")
+    )
+    return one, two, three
+
+
+def _gadget(device: Path) -> Gadget:
+    speed = _text(device / "speed")
+    return Gadget(
+        int((device / "busnum").read_text()),
+        int((device / "devnum").read_text()),
+        _text(device / "serial"),
+        _SPEEDS.get(speed, speed),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+class Uevents:
+    """The kernel's uevents. `fd` is readable when there are some; None where netlink is not allowed (containers)."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT
+            )
+            self._socket.setblocking(False)
+            self._socket.bind((os.getpid(), _KERNEL_GROUP))
+        except OSError:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None
+
+    @property
+    def fd(self) -> int | None:
+        return None if self._socket is None else self._socket.fileno()
+
+    def usb_device_came(self) -> bool:
+        """Read what is there; has an interface of a USB device been added? True too if some were lost (ENOBUFS)."""
+        came = False
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(_UEVENT_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                came = True
+                continue
+            fields = data.split(b"\0")
+            came = came or (fields[0].startswith(b"add@") and b"DEVTYPE=usb_interface" in fields)
+        return came

@@ -1,0 +1,259 @@
+"""Role `session` of the host: finds a gadget, has usb attach it, shakes hands, asks STATUS every second.
+
+Its death pauses no I/O: usb goes on, and tells the successor where things are. Decisions are host.session.core's.
+"""
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from bus.envelope import Body, Kind
+from bus.loop import Timer
+from bus.role import Role
+from common import limits, wire
+from common.errors import Illegal, Refused, WireError
+from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Status
+from host.session.core import Event, SessionCore, State, Step, Verdict
+from host.session.finder import Gadget, Uevents, find
+
+_ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BYTES}
+
+
+class Session:
+    """Handlers of the host's session role. `exports`: [export_id, block_size, size_bytes, name, read_only]."""
+
+    def __init__(self, role: Role, exports: list[list[Any]], serial: str | None) -> None:
+        self._role, self._exports, self._serial = role, exports, serial
+        self._config = ConfigExports(tuple(ExportRecord(*export[:3]) for export in exports))
+        self._core = SessionCore(len(exports))
+        self._gadget: Gadget | None = None
+        self._said_many = False
+        self._reason = "no gadget seen yet"
+        self._since = datetime.now(UTC)
+        self._was_online = False
+        self._control_serial = 0
+        self._asked: tuple[int, Control] | None = None  # the one ep0 request whose answer counts
+        self._expiry: Timer | None = None
+        self._next: Timer | None = None
+        role.status = self._status
+        self._uevents = Uevents()
+        if self._uevents.fd is not None:
+            role.loop.watch(self._uevents.fd, self._uevent)
+        self._usb = role.connect("usb", "session", lambda: {}, self._usb_arrived, self._from_usb)
+        role.ready()
+
+    # -- events --------------------------------------------------------------------------------------------------
+    def _event(self, event: Event, why: str = "") -> None:
+        before = self._core.state
+        try:
+            steps = self._core.on(event)
+        except Illegal as error:
+            self._role.log.warning(f"ignored: {error}")
+            return
+        if why:
+            self._reason = why
+            self._role.log.info(why)
+        after = self._core.state
+        if after is not before:
+            self._role.log.debug(f"{before.name} to {after.name} by {event.name}")
+            self._set_expiry(after)
+            if State.ONLINE in (before, after):
+                self._since = datetime.now(UTC)
+                self._was_online = True
+        for step in steps:
+            self._step(step)
+
+    def _step(self, step: Step) -> None:
+        match step:
+            case Step.SEARCH:
+                self._search()
+            case Step.SEARCH_SOON:
+                self._again(limits.RETRY_S, self._search)
+            case Step.ATTACH:
+                self._attach()
+            case Step.ASK_IDENT:
+                self._ask(Control.IDENT)
+            case Step.SEND_CONFIG:
+                self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+            case Step.ASK_STATUS:
+                self._ask(Control.STATUS)
+            case Step.TELL_ONLINE:
+                self._tell({"note": "online", "session_id": self._core.session_id})
+            case Step.DETACH:
+                self._asked = None
+                self._tell({"note": "detach", "reason": self._reason})
+
+    def _again(self, delay_s: float, handler: Any) -> None:
+        """The one thing to be done next; what was planned before is void."""
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self._role.loop.after(delay_s, handler)
+
+    def _set_expiry(self, state: State) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        bound = {
+            State.ATTACHING: limits.ATTACH_S,
+            State.IDENT: limits.SETTLE_S,
+            State.CONFIG: limits.SETTLE_S,
+            State.SETTLING: limits.SETTLE_S,
+        }.get(state)
+        if bound is not None:
+            why = f"{state.name.lower()} takes longer than {bound:g} s"
+            self._expiry = self._role.loop.after(bound, lambda: self._event(Event.EXPIRED, why))
+
+    # -- searching -----------------------------------------------------------------------------------------------
+    def _uevent(self) -> None:
+        if self._uevents.usb_device_came() and self._core.state is State.SEARCHING:
+            self._search()
+
+    def _search(self) -> None:
+        if self._core.state is not State.SEARCHING:
+            return
+        gadgets = find(self._serial)
+        if not gadgets:
+            self._again(limits.SEARCH_S, self._search)
+            return
+        if len(gadgets) > 1 and not self._said_many:
+            self._said_many = True
+            known = ", ".join(gadget.serial or f"{gadget.bus}-{gadget.address}" for gadget in gadgets)
+            self._role.log.warning(f"{len(gadgets)} gadgets are here ({known}): choose one by its serial number")
+        self._gadget = gadgets[0]
+        self._event(Event.FOUND)
+
+    def _attach(self) -> None:
+        if self._gadget is not None:
+            # Always with a reset: v0 payloads carry no header, and whoever had the device before us may have left half
+            # of one in either kernel.
+            self._tell(
+                {
+                    "note": "attach",
+                    "bus": self._gadget.bus,
+                    "address": self._gadget.address,
+                    "exports": self._exports,
+                    "reset": True,
+                }
+            )
+
+    # -- usb -----------------------------------------------------------------------------------------------------
+    def _tell(self, note: dict[str, Any]) -> None:
+        self._usb.send(Kind.NOTE, note)
+
+    def _usb_arrived(self, generation: int) -> None:
+        self._event(Event.USB_NEW)
+
+    def _from_usb(self, kind: Kind, body: Body) -> None:
+        if kind is not Kind.NOTE or not isinstance(body, dict):
+            raise WireError(f"{kind} from usb is not a note")
+        try:
+            if body.get("note") == "link":
+                self._link(body)
+            elif body.get("note") == "controlled":
+                self._controlled(int(body["serial"]), int(body["error"]), bytes(body["data"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WireError(f"note {body.get('note')!r} of usb: {type(error).__name__}: {error}") from None
+
+    def _link(self, note: dict[str, Any]) -> None:
+        if note["state"] != "attached":
+            self._event(Event.DETACHED, str(note["reason"]) if self._core.state is not State.SEARCHING else "")
+            return
+        here = int(note["bus"]), int(note["address"])
+        if self._gadget is None or (self._gadget.bus, self._gadget.address) != here:
+            self._gadget = next((g for g in find(None) if (g.bus, g.address) == here), Gadget(*here, "", ""))
+        session_id = int(note["session_id"])
+        if session_id and self._core.state is State.NO_USB:
+            self._core.adopt(session_id)
+            self._event(Event.ATTACHED_ONLINE, f"session {session_id:#018x} goes on")
+        else:
+            self._event(Event.ATTACHED)
+
+    # -- ep0 -----------------------------------------------------------------------------------------------------
+    def _ask(self, request: Control, data: bytes = b"") -> None:
+        self._control_serial += 1
+        # Serials of a dead predecessor's requests may still be answered to us.
+        serial = (os.getpid() << 32) + self._control_serial
+        self._asked = (serial, request)
+        note = {"note": "control", "serial": serial, "type": CONTROL_TYPE[request], "request": int(request)}
+        if request is Control.CONFIG_EXPORTS:
+            self._tell({**note, "data": data})
+        else:
+            self._tell({**note, "length": _ANSWER_BYTES[request]})
+
+    def _controlled(self, serial: int, error: int, data: bytes) -> None:
+        if self._asked is None or self._asked[0] != serial:
+            return
+        request, self._asked = self._asked[1], None
+        if request is Control.STATUS:
+            self._again(
+                limits.STATUS_INTERVAL_S if self._core.state is State.ONLINE else limits.SETTLE_LOOK_S,
+                self._next_status,
+            )
+        try:
+            verdict = self._judge(request, error, data)
+        except WireError as failure:
+            verdict = Verdict(Event.FAILED, str(failure))
+        if verdict is not None:
+            self._event(verdict.event, verdict.why)
+
+    def _judge(self, request: Control, error: int, data: bytes) -> Verdict | None:
+        if request is Control.STATUS:
+            return self._core.missed() if error else self._status_verdict(data)
+        if error:
+            return Verdict(Event.FAILED, f"{request.name}: {os.strerror(error)}")
+        if request is Control.IDENT:
+            return self._core.ident(Ident.decode(data))
+        return Verdict(Event.CONFIGURED)
+
+    def _status_verdict(self, data: bytes) -> Verdict | None:
+        try:
+            return self._core.status(Status.decode(data))
+        except WireError as error:
+            self._role.log.warning(str(error))
+            return self._core.missed()
+
+    def _next_status(self) -> None:
+        if self._core.state in (State.SETTLING, State.ONLINE) and self._asked is None:
+            self._ask(Control.STATUS)
+
+    # -- status --------------------------------------------------------------------------------------------------
+    def _status(self) -> dict[str, Any]:
+        online = self._core.state is State.ONLINE
+        state = "online" if online else "parked" if self._was_online else "absent"
+        return {
+            "session_id": f"{self._core.session_id or self._core.last_session_id:#018x}",
+            "stage": self._core.state.name.lower(),
+            "link": {
+                "state": state,
+                "since": self._since.isoformat(timespec="milliseconds"),
+                "peer": "v0",
+                "speed": self._gadget.speed if self._gadget and online else "",
+                "reason": "" if online else self._reason,
+            },
+            "exports": [self._export_status(export, online) for export in self._exports],
+        }
+
+    def _export_status(self, export: list[Any], online: bool) -> dict[str, Any]:
+        export_id, block_size, size_bytes, name, read_only = export
+        return {
+            "name": name,
+            "role": f"source.{name}",
+            "id": f"{export_id:#010x}",
+            "device": "",
+            "size_bytes": size_bytes,
+            "block_size": block_size,
+            "read_only": read_only,
+            "state": "live" if online else "parked",
+            "reason": "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}",
+        }
+
+
+def start(role: Role) -> None:
+    try:
+        exports = [
+            [int(e["export_id"]), int(e["block_size"]), int(e["size_bytes"]), str(e["name"]), bool(e["read_only"])]
+            for e in role.args["exports"]
+        ]
+        serial = role.args.get("gadget")
+        Session(role, exports, None if serial is None else str(serial))
+    except (KeyError, TypeError, ValueError, WireError) as error:
+        raise Refused(f"session: its arguments are not a host session's: {type(error).__name__}: {error}") from None

@@ -1,0 +1,139 @@
+"""Role `source.<export>`: one file, a few threads that read and write it, the lane to usb.
+
+Order and fencing are host.source.core's, the file is host.source.file's. usb owns the arena: this role maps what usb
+names, and lets go of an old one when its last operation has ended.
+"""
+
+from collections import Counter
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from bus.arena import Arena
+from bus.envelope import Body, Kind
+from bus.role import Role
+from common import limits
+from common.errors import Gone, Refused, RoleExit, WireError
+from common.wire import ExportRecord
+from host.source.core import Action, Complete, Job, SourceCore
+from host.source.file import SourceFile
+
+
+class Source:
+    """Handlers of one source role."""
+
+    def __init__(self, role: Role, record: ExportRecord, file: SourceFile) -> None:
+        self._role, self._record, self._file = role, record, file
+        self._core = SourceCore(record)
+        self._arenas: dict[int, Arena] = {}
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
+        self._completions: list[list[int]] = []
+        self._counts: Counter[str] = Counter()
+        self._draining = False
+        role.status, role.on_drain = self._status, self._drain
+        for number in range(limits.SOURCE_THREADS):
+            Thread(target=self._work, name=f"source {number}", daemon=True).start()
+        self._usb = role.connect("usb", "data", self._hello, self._usb_arrived, self._from_usb)
+        role.loop.before_wait(self._flush)
+        role.ready()
+
+    def _hello(self) -> Body:
+        return {
+            "export_id": self._record.export_id,
+            "block_size": self._record.block_size,
+            "size_bytes": self._record.size_bytes,
+            "read_only": self._file.read_only,
+        }
+
+    def _usb_arrived(self, generation: int) -> None:
+        self._completions.clear()  # its predecessor's sequences: in the new one they are other requests
+        self._do(self._core.peer(generation))
+
+    def _from_usb(self, kind: Kind, body: Body) -> None:
+        if kind is Kind.REQUESTS and self._draining:
+            return  # usb keeps them for our successor
+        if kind is Kind.REQUESTS:
+            self._do(self._core.requests(body))
+        elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "arena":
+            self._map(str(body.get("owner")), body.get("generation"))
+        else:
+            raise WireError(f"{kind} is not for a source")
+
+    def _map(self, owner: str, generation: object) -> None:
+        if type(generation) is not int:
+            raise WireError(f"an arena of generation {generation!r}")
+        if generation != self._usb.peer_generation or generation in self._arenas:
+            return
+        try:
+            arena = Arena.attach(self._role.runtime, owner, generation)
+        except Gone as error:
+            self._role.log.warning(f"{error}: waiting for what its successor names")
+            return
+        self._arenas[generation] = arena
+        self._core.arena(generation, arena.size_bytes)
+
+    # -- work ----------------------------------------------------------------------------------------------------
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Job):
+                self._counts[action.op.name.lower()] += 1
+                self._jobs.put(action)
+            elif isinstance(action, Complete):
+                self._completions.append([action.sequence, action.status])
+            else:
+                self._arenas.pop(action.generation, None)
+
+    def _work(self) -> None:
+        """A thread's life. The arena of a job stays mapped until the loop has heard of its end."""
+        while True:
+            job = self._jobs.get()
+            status = self._file.do(job, self._arenas[job.generation].memory)
+            self._role.loop.post(lambda job=job, status=status: self._finished(job, status))  # type: ignore[misc]
+
+    def _finished(self, job: Job, status: int) -> None:
+        if status:
+            self._counts["failed"] += 1
+            if self._counts["failed"] <= 10 or self._file.failed:
+                self._role.log.error(f"{job.op.name} at {job.file_offset}: errno {status}; {self._file.failed or ''}")
+        self._do(self._core.finished(job, status))
+        if self._draining:
+            self._drain()
+
+    def _flush(self) -> None:
+        batch, self._completions = self._completions, []
+        for start in range(0, len(batch), limits.MAX_BATCH):
+            # False: usb is dead. Its successor has never heard of these.
+            self._usb.send(Kind.COMPLETIONS, batch[start : start + limits.MAX_BATCH])
+
+    def _drain(self) -> None:
+        """Leave when nothing runs: a write that is cut short leaves a block half new, which is allowed but not nice."""
+        self._draining = True
+        if not self._core.running:
+            self._flush()
+            self._role.loop.stop(RoleExit.DRAINED)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "path": str(self._file.path),
+            "state": "failed" if self._file.failed else "live",
+            "reason": self._file.failed or "",
+            "read_only": self._file.read_only,
+            "running": self._core.running,
+            "waiting": self._core.waiting,
+            "counts": dict(self._counts),
+        }
+
+
+def start(role: Role) -> None:
+    args = role.args
+    try:
+        record = ExportRecord(int(args["export_id"]), int(args["block_size"]), int(args["size_bytes"]))
+        path, read_only = Path(str(args["path"])), bool(args["read_only"])
+    except (KeyError, TypeError, ValueError, WireError) as error:
+        raise Refused(f"{role.name}: its arguments are not a source's: {type(error).__name__}: {error}") from None
+    try:
+        file = SourceFile(path, record, read_only)
+    except (FileNotFoundError, PermissionError) as error:
+        raise Refused(f"{path}: {error.strerror}: check the path and its permissions") from None
+    Source(role, record, file)

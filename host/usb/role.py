@@ -1,0 +1,244 @@
+"""Role `usb` of the host: joins UsbCore to the attachment, the arenas, the sources and the session.
+
+What may start, and whose payload is next, is host.usb.core's; threads and transfers are host.usb.attachment's.
+"""
+
+import errno
+from typing import Any
+
+from bus.arena import Arena
+from bus.envelope import Body, Kind
+from bus.role import Role
+from common import limits
+from common.errors import WireError
+from common.wire import ExportRecord
+from host.usb import library
+from host.usb.attachment import Attachment, ControlRequest, Payload
+from host.usb.core import Action, Answer, Dispatch, Served, Take, UsbCore
+from host.usb.device import Span
+
+
+class Usb:
+    """Handlers of the host's usb role."""
+
+    def __init__(self, role: Role) -> None:
+        self._role, self._core = role, UsbCore()
+        self._arenas: dict[int, Arena] = {}  # by export id
+        self._hellos: dict[str, tuple[int, ExportRecord, bool]] = {}  # sources that are here, offered or not
+        self._introduced: dict[str, int] = {}
+        self._batches: dict[str, list[list[int]]] = {}
+        self._attachment: Attachment | None = None
+        self._attached = False
+        self._session_id = 0
+        self._reason = "no gadget yet"
+        self._counts = {"requests": 0, "responses": 0, "attachments": 0, "refused": 0}
+        role.status = self._status
+        self._sources = role.serve("data", self._source_arrived, self._from_source)
+        self._session = role.serve("session", self._session_arrived, self._from_session)
+        role.loop.before_wait(self._flush)
+        role.ready()
+
+    # -- the session ---------------------------------------------------------------------------------------------
+    def _session_arrived(self, role: str, generation: int, hello: Body) -> None:
+        self._tell_link()
+
+    def _tell_link(self) -> None:
+        here = self._attachment
+        note = {
+            "note": "link",
+            "state": "attached" if self._attached else "detached",
+            "bus": here.bus if here else 0,
+            "address": here.address if here else 0,
+            "session_id": self._session_id,
+            "reason": self._reason,
+        }
+        self._session.send("session", Kind.NOTE, note)
+
+    def _from_session(self, role: str, kind: Kind, body: Body) -> None:
+        if kind is not Kind.NOTE or not isinstance(body, dict):
+            raise WireError(f"{kind} from the session is not a note")
+        try:
+            self._take_note(body)
+        except (KeyError, TypeError, ValueError) as error:
+            raise WireError(f"note {body.get('note')!r} of the session: {type(error).__name__}: {error}") from None
+
+    def _take_note(self, note: dict[str, Any]) -> None:
+        match note.get("note"):
+            case "attach":
+                self._attach(note)
+            case "detach" if self._attachment is not None:
+                self._attachment.close(str(note["reason"]))
+            case "detach":
+                self._tell_link()
+            case "online":
+                self._session_id = int(note["session_id"])
+            case "control":
+                self._control(note)
+            case unknown:
+                raise WireError(f"the session's note {unknown!r} is not known")
+
+    def _attach(self, note: dict[str, Any]) -> None:
+        if self._attachment is not None:
+            # A new session that does not know yet what its predecessor has asked for: it is told when that is done.
+            if self._attached:
+                self._tell_link()
+            return
+        served = [
+            Served(ExportRecord(int(number), int(block_size), int(size_bytes)), str(name), bool(read_only))
+            for number, block_size, size_bytes, name, read_only in note["exports"]
+        ]
+        bus, address, reset = int(note["bus"]), int(note["address"]), bool(note["reset"])
+        self._core.offer(served)
+        for role in list(self._hellos):
+            self._introduce(role)
+        self._role.log.info(f"attaching to {bus}-{address}")
+        self._attachment = Attachment(self._role.loop, bus, address, reset, self)
+
+    def _control(self, note: dict[str, Any]) -> None:
+        request = ControlRequest(
+            int(note["serial"]),
+            int(note["type"]),
+            int(note["request"]),
+            bytes(note.get("data", b"")),
+            int(note.get("length", 0)),
+        )
+        if self._attachment is None or not self._attached:
+            self.controlled(request.serial, errno.ENODEV, b"")
+        else:
+            self._attachment.control(request)
+
+    # -- the attachment (called by it) ---------------------------------------------------------------------------
+    def attached(self) -> None:
+        """The interface is ours."""
+        self._attached = True
+        self._counts["attachments"] += 1
+        self._core.attach()
+        self._tell_link()
+
+    def detached(self, reason: str) -> None:
+        """The device is gone, or was never had; no transfer is left."""
+        self._role.log.warning(f"detached: {reason}")
+        if self._attached:
+            self._core.detach()
+        self._attachment, self._attached, self._session_id, self._reason = None, False, 0, reason
+        self._tell_link()
+
+    def message(self, data: bytes) -> None:
+        """A Request."""
+        self._counts["requests"] += 1
+        try:
+            self._do(self._core.received(data))
+        except WireError as error:
+            self._counts["refused"] += 1
+            self._role.log.error(f"the gadget broke the protocol: {error}")
+            if self._attachment is not None:
+                self._attachment.close(f"protocol: {error}")
+
+    def taken(self, sequence: int) -> None:
+        self._do(self._core.taken(sequence))
+
+    def sent(self, sequence: int) -> None:
+        self._do(self._core.sent(sequence))
+
+    def controlled(self, serial: int, error: int, data: bytes) -> None:
+        self._session.send("session", Kind.NOTE, {"note": "controlled", "serial": serial, "error": error, "data": data})
+
+    # -- sources -------------------------------------------------------------------------------------------------
+    def _source_arrived(self, role: str, generation: int, hello: Body) -> None:
+        try:
+            record = ExportRecord(int(hello["export_id"]), int(hello["block_size"]), int(hello["size_bytes"]))
+            read_only = bool(hello["read_only"])
+        except (TypeError, KeyError, ValueError):
+            raise WireError(f"HELLO of {role} lacks a field") from None
+        self._hellos[role] = (generation, record, read_only)
+        self._batches[role] = []
+        if any(served.role == role for served in self._core.offered()):
+            self._introduce(role)
+
+    def _introduce(self, role: str) -> None:
+        """Tell a source its arena and give it what waits, once for each of its incarnations."""
+        generation, record, read_only = self._hellos[role]
+        if self._introduced.get(role) == generation:
+            return
+        try:
+            actions = self._core.source_arrived(role, generation, record, read_only)
+        except WireError as error:
+            self._role.log.error(f"not used: {error}")
+            return
+        self._introduced[role] = generation
+        arena = self._arena(record.export_id, role)
+        note = {"note": "arena", "owner": role_arena(role), "generation": arena.generation}
+        self._sources.send(role, Kind.NOTE, note)
+        self._role.log.info(f"{role} is here, generation {generation}")
+        self._do(actions)
+
+    def _arena(self, export_id: int, role: str) -> Arena:
+        if export_id not in self._arenas:
+            self._arenas[export_id] = Arena.create(
+                self._role.runtime, role_arena(role), self._role.generation, limits.HOST_ARENA_BYTES
+            )
+        return self._arenas[export_id]
+
+    def _from_source(self, role: str, kind: Kind, body: Body) -> None:
+        if kind is not Kind.COMPLETIONS:
+            raise WireError(f"{kind} is not for usb")
+        self._do(self._core.completed(role, body))
+
+    # -- data ----------------------------------------------------------------------------------------------------
+    def _do(self, actions: list[Action]) -> None:
+        here = self._attachment
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self._batches[action.role].append(action.item)
+            elif here is None:
+                continue  # answers of an ended attachment: nobody is there to hear them
+            elif isinstance(action, Take):
+                here.take(Payload(action.sequence, self._span(action), action.size_bytes))
+            else:
+                self._answer(here, action)
+
+    def _span(self, take: Take) -> Span | None:
+        if take.export_id is None:
+            return None
+        arena = self._arena(take.export_id, self._role_of(take.export_id))
+        return Span(arena.address + take.offset, take.size_bytes)
+
+    def _role_of(self, export_id: int) -> str:
+        return next(s.role for s in self._core.offered() if s.record.export_id == export_id)
+
+    def _answer(self, here: Attachment, answer: Answer) -> None:
+        self._counts["responses"] += 1
+        here.respond(answer.response.encode())
+        if answer.size_bytes:
+            address = self._arenas[answer.response.export_id].address + answer.offset
+            here.put(Payload(answer.sequence, Span(address, answer.size_bytes), answer.size_bytes))
+
+    def _flush(self) -> None:
+        for role, batch in self._batches.items():
+            if batch:
+                self._batches[role] = []
+                for start in range(0, len(batch), limits.MAX_BATCH):
+                    # False: that source is dead. Its successor gets all that is unanswered.
+                    self._sources.send(role, Kind.REQUESTS, batch[start : start + limits.MAX_BATCH])
+
+    def _status(self) -> dict[str, Any]:
+        here = self._attachment
+        return {
+            "link": "attached" if self._attached else "attaching" if here else "detached",
+            "device": f"{here.bus}-{here.address}" if here else None,
+            "reason": "" if self._attached else self._reason,
+            "session_id": f"{self._session_id:#018x}",
+            "in_flight": self._core.counts(),
+            "arenas_locked": all(arena.locked for arena in self._arenas.values()),
+            **self._counts,
+        }
+
+
+def role_arena(source_role: str) -> str:
+    """Name of the arena of a source's export: usb's own, as a write's payload must survive the source."""
+    return f"usb.{source_role}"
+
+
+def start(role: Role) -> None:
+    library.require()
+    Usb(role)

@@ -1,0 +1,192 @@
+"""The gadget's USB side against a plain v0 host on the real kernel: descriptors, ep0, payloads, bad hosts."""
+
+import errno
+import mmap
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import usb.core
+
+from bus.runtime import Runtime, Side
+from common import wire
+from common.wire import ExportRecord, Ident, Op, Response
+from gadget.usb.configfs import ROOT, GadgetTree
+from tests.e2e.v0_host import V0Host, await_event, enumerated
+from tools.demo import inside
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+RECORD = ExportRecord(0x5EED, 512, 8 << 20)
+DEVICE = Path("/dev/ublkb0")
+
+
+@pytest.fixture(scope="module")
+def gadget() -> Iterator[Runtime]:
+    up = inside.replug("gadget", "up", "--serial", "test1")
+    assert up.returncode == 0, up.stderr
+    yield Runtime(Side.GADGET)
+    inside.replug("gadget", "down", "--force")
+    inside._see_nothing_left()
+
+
+@pytest.fixture
+def host(gadget: Runtime) -> Iterator[V0Host]:
+    """A host that has reset the device first, as one must that cannot know what its predecessor left."""
+    V0Host(RECORD).device.reset()
+    host = V0Host(RECORD)
+    yield host
+    host.leave()
+
+
+def serving(host: V0Host) -> V0Host:
+    host.configure()
+    host.serve()
+    await_event(f"{DEVICE}", DEVICE.exists)
+    return host
+
+
+def test_the_host_sees_smoos_interface_with_its_four_endpoints_in_order(host: V0Host) -> None:
+    assert host.triple == (0xFF, 0x53, 0x4D)
+    assert [(bool(address & 0x80), kind) for address, kind, _ in host.endpoints] == [
+        (True, 3),
+        (False, 3),
+        (True, 2),
+        (False, 2),
+    ]
+    assert [packet for _, _, packet in host.endpoints] == [512, 512, 512, 512]
+    assert host.device.serial_number == "test1"
+
+
+def test_ident_and_status_before_any_export(host: V0Host) -> None:
+    assert host.ident() == Ident(0, 1)
+    status = host.status()
+    assert not status.active and status.session_id != 0
+
+
+@pytest.mark.parametrize(("request_type", "request_number"), [(0xC1, 0x7F), (0x41, 0x01), (0xC1, 0x02), (0xA1, 0x01)])
+def test_a_vendor_request_we_do_not_know_is_stalled(host: V0Host, request_type: int, request_number: int) -> None:
+    with pytest.raises(usb.core.USBError) as caught:
+        host.device.ctrl_transfer(request_type, request_number, 0, 0, 8 if request_type & 0x80 else b"12345678")
+    assert caught.value.errno == errno.EPIPE
+    assert host.ident() == Ident(0, 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\0", bytes.fromhex("0900 0100 00000000"), bytes.fromhex("0000 2000 00000000"), b"\xff" * wire.CONFIG_MAX_BYTES],
+    ids=["short", "version", "count without records", "noise"],
+)
+def test_a_malformed_config_changes_nothing_and_the_next_one_works(host: V0Host, data: bytes) -> None:
+    host.send_config(data)
+    assert not host.status().active
+    host.configure()
+    assert host.status().export_count == 1
+
+
+def test_a_config_longer_than_any_legal_one_is_stalled(host: V0Host) -> None:
+    with pytest.raises(usb.core.USBError) as caught:
+        host.send_config(bytes(wire.CONFIG_MAX_BYTES + 1))
+    assert caught.value.errno == errno.EPIPE
+
+
+@pytest.mark.parametrize("size_bytes", [512, 1024, 1536, 65024, 65536, 66048, 131072])
+def test_payloads_of_every_shape_arrive_whole_in_both_directions(host: V0Host, size_bytes: int) -> None:
+    serving(host)
+    data, offset = os.urandom(size_bytes), 512 * 3
+    fd = os.open(DEVICE, os.O_RDWR | os.O_DIRECT | os.O_SYNC)
+    try:
+        buffer = mmap.mmap(-1, size_bytes)
+        buffer.write(data)
+        assert os.pwritev(fd, [buffer], offset) == size_bytes
+        assert bytes(host.data[offset : offset + size_bytes]) == data
+        host.data[offset : offset + size_bytes] = changed = data[::-1]
+        assert os.preadv(fd, [buffer], offset) == size_bytes
+        assert buffer[:] == changed
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_the_hosts_errno_fails_that_request_and_no_other(host: V0Host, number: int) -> None:
+    serving(host)
+    host.status_of = lambda request: number if request.op is Op.WRITE and request.lba == 8 else 0
+    fd = os.open(DEVICE, os.O_RDWR | os.O_DIRECT)  # the page cache would make EIO of any errno
+    try:
+        buffer = mmap.mmap(-1, 4096)
+        with pytest.raises(OSError) as caught:
+            os.pwritev(fd, [buffer], 8 * 512)
+        assert caught.value.errno == number
+        assert os.pwritev(fd, [buffer], 16 * 512) == 4096
+    finally:
+        os.close(fd)
+
+
+def test_a_host_that_configures_anew_after_data_moved_sees_one_re_enumeration(host: V0Host) -> None:
+    serving(host)
+    before = host.number
+    subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
+    host.send_config(wire.ConfigExports((RECORD,)).encode())
+    await_event("the link to end", lambda: host.ended)
+    await_event("a new enumeration", lambda: _number() not in (None, before))
+    again = V0Host(RECORD)
+    serving(again)
+    subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
+    again.leave()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 27, b"\xff" * 28, Response(Op.READ, 0, 3, 0x5EED, 0, 1).encode(), b"\0" * 29],
+    ids=["empty", "short", "noise", "answers nothing", "long"],
+)
+def test_a_response_that_makes_no_sense_starts_the_link_over_and_loses_nothing(host: V0Host, data: bytes) -> None:
+    serving(host)
+    before = host.number
+    host.respond(data)
+    await_event("the link to end", lambda: host.ended)
+    await_event("a new enumeration", lambda: _number() not in (None, before))
+    again = V0Host(RECORD)
+    again.data[:4096] = b"\x5a" * 4096
+    serving(again)
+    done = subprocess.run(
+        ["dd", f"if={DEVICE}", "bs=4096", "count=1", "iflag=direct"], check=True, capture_output=True
+    )
+    assert done.stdout == b"\x5a" * 4096
+    again.leave()
+
+
+def test_an_export_of_another_size_never_becomes_the_device(host: V0Host) -> None:
+    serving(host)
+    host.device.reset()
+    other = V0Host(ExportRecord(RECORD.export_id, 512, 4 << 20))
+    other.send_config(wire.ConfigExports((other.record,)).encode())
+    await_event("the set to be decided", lambda: other.status().active)
+    assert other.status().export_count == 0
+    [export] = inside.status(Side.GADGET)["exports"]
+    assert export["state"] == "parked" and "another disk" in export["reason"]
+    assert int((Path("/sys/block") / DEVICE.name / "size").read_text()) * 512 == RECORD.size_bytes
+    other.leave()
+
+
+def _number() -> int | None:
+    place = enumerated()
+    return int((place / "devnum").read_text()) if place else None
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_any_half_built_gadget_tree_can_be_removed(steps: int, tmp_path: Path) -> None:
+    tree = GadgetTree("half", "none", 1, 2, "s", "p", tmp_path / "ffs")
+    root = ROOT / "usb_gadget" / "half"
+    inside_tree = [root, root / "strings/0x409", root / "configs/c.1", root / "functions/ffs.half"]
+    for directory in inside_tree[:steps]:
+        directory.mkdir(parents=True)
+    if steps > 4:
+        (root / "configs/c.1/ffs.half").symlink_to(root / "functions/ffs.half")
+    if steps > 5:
+        tree.mount_point.mkdir()
+    if steps > 6:
+        tree.create()
+    tree.remove()
+    assert not root.exists() and not tree.mount_point.exists()

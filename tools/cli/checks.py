@@ -1,0 +1,50 @@
+"""What a machine must have before a gadget side can come up, looked at before anything is made.
+
+All of these are bad input by the issue's list (exit status 2), though FACE's scheme would call a lacking machine 4.
+"""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+from common.errors import Refused
+from gadget.usb import udc
+
+_GADGETS = Path("/sys/kernel/config/usb_gadget")
+_UBLK_CONTROL = Path("/dev/ublk-control")
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        raise Refused("gadget up: only root may make USB gadgets and block devices: run it with sudo")
+
+
+def load_modules() -> None:
+    """Best effort: they may be built in, or loaded, or there is no modprobe; the checks after this one decide."""
+    for name in ("ublk_drv", "libcomposite"):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                ["/sbin/modprobe", "-q", name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+                check=False,
+            )
+
+
+def need_ublk() -> None:
+    if not _UBLK_CONTROL.exists():
+        cure = "load it with 'modprobe ublk_drv' (Linux 6.0 or newer)"
+        raise Refused(f"{_UBLK_CONTROL}: not there: this kernel has no ublk driver loaded: {cure}")
+
+
+def need_udc(wanted: str | None, own_gadget: str) -> str:
+    """The controller to use: there, and not another gadget's."""
+    name = udc.choose(wanted)
+    for file in _GADGETS.glob("*/UDC"):
+        with contextlib.suppress(OSError):
+            if file.parent.name != own_gadget and file.read_text().strip() == name:
+                raise Refused(f"{name}: in use by the gadget {file.parent.name}: choose another with --udc, or end it")
+    return name

@@ -1,0 +1,149 @@
+"""The grammar of the command line. Each leaf sets `run`: a function of the parsed options that returns an exit status.
+
+Only argparse is imported here; the work is in the modules that the functions below import when they are called.
+"""
+
+import argparse
+from typing import Any, NoReturn
+
+from common.errors import Refused
+from common.units import parse_size
+
+DELEGATED = ("vm", "demo")  # they read their own arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in our form: one line, and how to get help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"replug: {message}: see '{self.prog} --help'\n")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Raises SystemExit(2) with one line on wrong use."""
+    if argv and argv[0] in DELEGATED:
+        return argparse.Namespace(run=_delegate, command=argv[0], arguments=argv[1:], debug=False)
+    return _grammar().parse_args(argv)
+
+
+def _grammar() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--instance", default="default", metavar="I", help="which of several sides (default: default)")
+    parser = _Parser(prog="replug", description="An inverted USB disk: every process of it may be killed in use.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    gadget = commands.add_parser("gadget", help="the side with the USB device controller")
+    actions = gadget.add_subparsers(dest="action", required=True, metavar="up|down")
+    _gadget_up(actions.add_parser("up", parents=[common], help="bring it up, or take over what is there"))
+    down = actions.add_parser("down", parents=[common], help="take it down and leave nothing behind")
+    down.add_argument("--force", action="store_true", help="even if a device is in use: its pending I/O fails (EIO)")
+    down.set_defaults(run=_gadget_down_run)
+
+    host = commands.add_parser("host", help="the side that holds the bytes")
+    actions = host.add_subparsers(dest="action", required=True, metavar="serve|down")
+    _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
+    actions.add_parser("down", parents=[common], help="end a `host serve`").set_defaults(run=_host_down_run)
+
+    status = commands.add_parser("status", parents=[common], help="one look at a side")
+    _side(status)
+    status.add_argument("--json", action="store_true", help="for programs (version 1)")
+    status.set_defaults(run=_status_run)
+    for name, text in (("restart", "drain a role and start it anew"), ("kill", "SIGKILL a role"), ("log", "its log")):
+        command = commands.add_parser(name, parents=[common], help=text)
+        _side(command)
+        command.add_argument("role", metavar="ROLE")
+        command.set_defaults(run={"restart": _restart_run, "kill": _kill_run, "log": _log_run}[name])
+    for name, text in (("vm", "run something in the guest"), ("demo", "the main job, shown with faults")):
+        commands.add_parser(name, help=text)  # for the help only: parse() has seen them before
+    return parser
+
+
+def _gadget_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--udc", metavar="N", help="USB device controller, a name in /sys/class/udc")
+    parser.add_argument("--serial", metavar="S", help="the USB serial number a host can choose it by")
+    parser.add_argument("--queue-depth", type=int, metavar="N", help="tags of each ublk queue")
+    parser.set_defaults(run=_gadget_up_run)
+
+
+def _host_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="FILE, file:FILE or NAME=FILE")
+    parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
+    parser.add_argument("--read-only", action="store_true", help="writes are refused")
+    parser.add_argument("--gadget", metavar="SERIAL", help="only this gadget")
+    parser.set_defaults(run=_host_serve_run)
+
+
+def _side(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--side", choices=("gadget", "host"), help="needed only where both run")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _delegate(options: argparse.Namespace) -> int:
+    if options.command == "vm":
+        from tools.vm.__main__ import main
+
+        return main(options.arguments)
+    import importlib
+
+    try:
+        demo: Any = importlib.import_module("tools.demo")
+    except ModuleNotFoundError as error:
+        if error.name != "tools.demo":
+            raise
+        raise Refused("demo: not part of this installation: run it from the source tree") from None
+    return int(demo.main(options.arguments))
+
+
+def _gadget_up_run(options: argparse.Namespace) -> int:
+    from tools.cli import gadget
+
+    return gadget.up(options.instance, options.udc, options.serial, options.queue_depth)
+
+
+def _gadget_down_run(options: argparse.Namespace) -> int:
+    from tools.cli import gadget
+
+    return gadget.down(options.instance, options.force)
+
+
+def _host_serve_run(options: argparse.Namespace) -> int:
+    from tools.cli import host
+
+    return host.serve(options.instance, options.source, options.block_size, options.read_only, options.gadget)
+
+
+def _host_down_run(options: argparse.Namespace) -> int:
+    from tools.cli import host
+
+    return host.down(options.instance)
+
+
+def _status_run(options: argparse.Namespace) -> int:
+    from tools.cli import status
+
+    return status.show(options.side, options.instance, options.json)
+
+
+def _restart_run(options: argparse.Namespace) -> int:
+    from tools.cli import roles
+
+    return roles.replace("restart", options.side, options.instance, options.role)
+
+
+def _kill_run(options: argparse.Namespace) -> int:
+    from tools.cli import roles
+
+    return roles.replace("kill", options.side, options.instance, options.role)
+
+
+def _log_run(options: argparse.Namespace) -> int:
+    from tools.cli import roles
+
+    return roles.log(options.side, options.instance, options.role)

@@ -1,0 +1,210 @@
+"""Bring a side up and down from the command line, and find the one that runs.
+
+Used by both sides' commands. Up and down are one path each: what a dead side left is taken over by `up`, and ended by
+`down` through a spawner of its own that is told to go down at once.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from subprocess import Popen
+from typing import Any
+
+from bus.control import ask
+from bus.role import WATCHDOG
+from bus.runtime import ProcessRecord, Runtime, Side, read_record, recorded_roles, take_reason
+from common import limits
+from common.errors import Exit, Gone, Refused
+from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, launch, supervised
+from tools.supervise.memory import Memory, failures_path
+from tools.supervise.plan import Plan, plan_path
+
+Status = dict[str, Any]
+_LOOK_S = 0.1  # between two looks while something is waited for
+_ANSWER_S = 2.0
+_DOWN_S = 3 * (limits.DRAIN_S + limits.DEATH_S + limits.RETIRE_S) + limits.READY_S  # stages, and a fresh start
+
+
+def say(text: str) -> None:
+    print(f"replug: {text}", file=sys.stderr, flush=True)
+
+
+def find(side: str | None, instance: str) -> Runtime:
+    """The runtime directory meant. Refused (5) if nothing runs, (2) if both sides do and none was named."""
+    meant = [Runtime(Side(side), instance)] if side else [Runtime(s, instance) for s in Side]
+    there = [runtime for runtime in meant if runtime.root.is_dir()]
+    if not there:
+        cure = "start a side with 'replug gadget up' or 'replug host serve'"
+        what = f"the {side} side does not run" if side else "nothing runs"
+        raise Refused(f"instance {instance!r}: {what} here: {cure}", Exit.DOWN)
+    if len(there) > 1:
+        raise Refused("both sides run here: it is not clear which one is meant: add --side gadget or --side host")
+    return there[0]
+
+
+def processes(runtime: Runtime, timeout_s: float = _ANSWER_S) -> Status:
+    """The watchdog's status. Gone if it does not answer."""
+    status: Status = ask(runtime, WATCHDOG, "status", timeout_s=timeout_s)
+    return status
+
+
+def refuse_second(runtime: Runtime, command: str) -> None:
+    """Refused while watchdog or spawner lives; a side whose supervision is dead is there to be taken over."""
+    if supervised(runtime):
+        record = read_record(runtime, SPAWNER)
+        who = f"pid {record.pid}" if record else "its watchdog"
+        cure = f"'replug {runtime.side} down' ends it, --instance starts another"
+        raise Refused(f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}")
+
+
+def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":
+    """Start the side and wait until every role of the plan is ready.
+
+    On a failure nothing of a fresh side is left. A side that was there before stays: its devices may have users.
+    """
+    fresh = not Memory.load(runtime).wanted
+    runtime.create()
+    plan.save(runtime)
+    memory = Memory.load(runtime)
+    if memory.down:  # an interrupted `down`: what was still wanted then is wanted again
+        replace(memory, down=False).save(runtime)
+    for role in (SPAWNER, WATCHDOG, *(spec.role for spec in plan.roles)):
+        take_reason(runtime, role)
+    spawner = launch(runtime)
+    try:
+        _await_ready(runtime, plan, spawner)
+    except BaseException:
+        if fresh:
+            take_down(runtime)
+        spawner.poll()
+        raise
+    return spawner
+
+
+def _await_ready(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> None:
+    deadline = time.monotonic() + limits.READY_S + limits.READY_S / 2
+    told = time.monotonic() + 3.0
+    while True:
+        waits_for, failed = _look(runtime, plan, spawner)
+        if failed is not None:
+            raise Refused(failed, Exit.FAULT)
+        if not waits_for:
+            return
+        if time.monotonic() > deadline:
+            raise Refused(f"{runtime.side}: not ready after {limits.READY_S * 1.5:g} s: {waits_for}", Exit.FAULT)
+        if time.monotonic() > told:
+            say(f"waiting for {waits_for}")
+            told = time.monotonic() + 5.0
+        time.sleep(_LOOK_S)
+
+
+def _look(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> tuple[str, str | None]:
+    """What is waited for (empty: nothing), and what has failed for good."""
+    if spawner.poll() is not None and not supervised(runtime):
+        why = take_reason(runtime, SPAWNER) or f"exit {spawner.returncode}"
+        return "", f"{runtime.side}: its spawner ended: {why}: see {runtime.log_path(SPAWNER)}"
+    try:
+        rows = {row["role"]: row for row in processes(runtime, 1.0)["processes"]}
+    except Gone:
+        said = take_reason(runtime, WATCHDOG)
+        return f"the watchdog ({said})" if said else "the watchdog", None
+    waiting = []
+    for spec in plan.roles:
+        row = rows.get(spec.role, {})
+        if row.get("state") in ("failed", "stuck"):
+            return "", _without_exit(str(row.get("reason"))) or f"{spec.role} is {row['state']}"
+        if row.get("state") != "running":
+            waiting.append(f"{spec.role} ({row.get('reason') or row.get('state', 'unknown')})")
+    return ", ".join(waiting), None
+
+
+def _without_exit(reason: str) -> str:
+    """A role's own words are whole sentences: `exit 20: ` before them says nothing to people."""
+    return reason.partition(": ")[2] if reason.startswith("exit ") else reason
+
+
+def take_down(runtime: Runtime, show: Callable[[str], None] = say) -> None:
+    """End a side, living or dead, and return when nothing of it is left.
+
+    Refused (1) with what could not be taken away; the runtime directory stays then, and `down` can be said again.
+    """
+    failures_path(runtime).unlink(missing_ok=True)
+    fresh: Popen[bytes] | None = None
+    if supervised(runtime):
+        fresh = _ask_down(runtime)
+    elif not plan_path(runtime).exists() or not _ever_ran(runtime):
+        _sweep(runtime)
+        return
+    else:
+        fresh = _launch_for_down(runtime)
+    _await_down(runtime, show, fresh)
+
+
+def _ever_ran(runtime: Runtime) -> bool:
+    return bool(set(recorded_roles(runtime)) - {SPAWNER, WATCHDOG, "twin"}) or bool(Memory.load(runtime).leaving)
+
+
+def _launch_for_down(runtime: Runtime) -> "Popen[bytes]":
+    replace(Memory.load(runtime), down=True).save(runtime)
+    return launch(runtime)
+
+
+def _ask_down(runtime: Runtime) -> "Popen[bytes] | None":
+    """Tell the watchdog. If none comes, all of the side's processes are ended, and a fresh spawner goes down."""
+    deadline = time.monotonic() + limits.READY_S
+    while runtime.root.is_dir():
+        try:
+            ask(runtime, WATCHDOG, "down", timeout_s=_ANSWER_S)
+            return None
+        except Gone:
+            if time.monotonic() > deadline:
+                replace(Memory.load(runtime), down=True).save(runtime)  # also for a twin that outlives this
+                kill(all_living(runtime))
+                await_deaths(all_living(runtime), limits.DEATH_S)
+                return _launch_for_down(runtime)
+    return None
+
+
+def _await_down(runtime: Runtime, show: Callable[[str], None], fresh: "Popen[bytes] | None") -> None:
+    deadline = time.monotonic() + _DOWN_S
+    told = time.monotonic() + 3.0
+    last: list[ProcessRecord] = []
+    while runtime.root.is_dir():
+        last = all_living(runtime) or last
+        if failures_path(runtime).exists() and await_deaths(all_living(runtime), limits.DEATH_S):
+            failures = json.loads(failures_path(runtime).read_text())
+            text = "; ".join(f"{role}: {why}" for role, why in failures.items())
+            raise Refused(f"{runtime.side} is down, but not all is gone: {text}: try again", Exit.FAULT)
+        if fresh is not None and fresh.poll() and not supervised(runtime) and not failures_path(runtime).exists():
+            why = take_reason(runtime, SPAWNER) or f"exit {fresh.returncode}"
+            raise Refused(f"{runtime.side}: not cleared away: the spawner ended: {why}", Exit.FAULT)
+        if time.monotonic() > deadline:
+            left = ", ".join(f"{r.role} ({r.pid})" for r in all_living(runtime)) or "nobody"
+            raise Refused(f"{runtime.side} does not go down: alive: {left}: see {runtime.root}/log", Exit.FAULT)
+        if time.monotonic() > told:
+            show(f"waiting for {_ending(runtime)} to end")
+            told = time.monotonic() + 5.0
+        await_deaths(last[:1], _LOOK_S)
+        time.sleep(_LOOK_S / 5)  # what remains is the removal of a directory
+    await_deaths(last, limits.DEATH_S)  # the spawner, which removed it
+    if fresh is not None:
+        fresh.wait(limits.DEATH_S)
+
+
+def _ending(runtime: Runtime) -> str:
+    try:
+        rows = processes(runtime, 1.0)["processes"]
+    except Gone:
+        return "the watchdog"
+    return ", ".join(f"{r['role']} ({r['phase']})" for r in rows if r.get("phase", "gone") != "gone") or "the spawner"
+
+
+def _sweep(runtime: Runtime) -> None:
+    """No plan was ever written: there is nothing in the kernel, only names."""
+    living_now = all_living(runtime)
+    kill(living_now)
+    if not await_deaths(living_now, limits.DEATH_S):
+        raise Refused(f"{runtime.root}: a process of it does not die: {living_now}", Exit.FAULT)
+    runtime.remove()

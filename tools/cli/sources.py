@@ -1,0 +1,174 @@
+"""What `replug host serve` is given: each SOURCE parsed, looked at and refused with one line before anything starts.
+
+The looks are for people; the source role takes its own lock when it opens the file, and that decides.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bus.runtime import check_name
+from common import limits
+from common.errors import Exit, Refused
+
+_NAME_CHARACTERS = 40  # leaves room for `source.` and a suffix in a socket's path
+
+
+@dataclass(frozen=True)
+class Source:
+    """One export to serve. The fields are the source role's arguments."""
+
+    name: str
+    path: str
+    export_id: int
+    block_size: int
+    size_bytes: int
+    read_only: bool
+
+    def role_args(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def export(self) -> dict[str, Any]:
+        """What the session is told of it."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -> list[Source]:
+    """The sources meant by the command line. Refused with one line for the first that cannot be served."""
+    if len(arguments) > limits.MAX_EXPORTS:
+        raise Refused(f"{len(arguments)} sources: more than {limits.MAX_EXPORTS}: serve the rest as another --instance")
+    if block_size is not None:
+        _check_block_size(block_size)
+    sources: list[Source] = []
+    for argument in arguments:
+        name, path = _split(argument)
+        real = os.path.realpath(path)
+        if any(known.path == real for known in sources):
+            raise Refused(f"{path}: given twice: serve it once")
+        size_bytes = _size_of(path, read_only)
+        size = block_size or (4096 if size_bytes % 4096 == 0 else 512)
+        _check_size(path, size_bytes, size)
+        free_name = _unique(name or _safe(Path(path)), {s.name for s in sources})
+        export_id = _export_id(real, {s.export_id for s in sources})
+        sources.append(Source(free_name, real, export_id, size, size_bytes, read_only))
+    return sources
+
+
+def _split(argument: str) -> tuple[str | None, str]:
+    """`NAME=PATH`, `file:PATH` or `PATH`. A path with a `=` in it is written with a `/` before that."""
+    name: str | None = None
+    head, equals, tail = argument.partition("=")
+    if equals and "/" not in head and ":" not in head and not os.path.exists(argument):
+        name, argument = check_name(head, "name of an export"), tail
+    scheme, colon, rest = argument.partition(":")
+    if colon and re.fullmatch(r"[a-z]{2,}", scheme) and not os.path.exists(argument):
+        if scheme != "file":
+            raise Refused(f"{argument}: {scheme}: is not a kind of source here: use a path or file:PATH")
+        argument = rest
+    if not argument:
+        raise Refused("a source is empty: give the path of an image or block device")
+    return name, argument
+
+
+def _check_block_size(size: int) -> None:
+    # A u32 power of two that the gadget's ublk can take: at most the page size, 4096 on all but a few machines.
+    if size & (size - 1) or not limits.MIN_BLOCK_SIZE <= size <= limits.PAGE:
+        raise Refused(
+            f"--block-size {size}: not a power of two in {limits.MIN_BLOCK_SIZE}..{limits.PAGE}: ublk takes no other"
+        )
+
+
+def _size_of(path: str, read_only: bool) -> int:
+    """Bytes, after making sure that it can be served: there, ours to open, nobody's else."""
+    try:
+        status = os.stat(path)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "no file"
+            raise Refused(f"{path}: {what}: give a disk image or a block device")
+        exclusive = os.O_EXCL if stat.S_ISBLK(status.st_mode) else 0
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | exclusive)
+    except OSError as error:
+        raise _cannot_open(path, error, read_only) from None
+    try:
+        _refuse_mounted(path, status)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cure = "end that first ('replug host down', or its Ctrl-C)"
+            raise Refused(f"{path}: served already, or locked by another program: {cure}") from None
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+
+
+def _cannot_open(path: str, error: OSError, read_only: bool) -> Refused:
+    why = os.strerror(error.errno or 0)
+    cures = {
+        errno.ENOENT: "check the path",
+        errno.EBUSY: "mounted or in use by the system: unmount it first",
+        errno.EROFS: "add --read-only",
+        errno.EACCES: "check its permissions" if read_only else "check its permissions, or add --read-only",
+    }
+    return Refused(f"{path}: {why}: {cures.get(error.errno or 0, 'give a readable disk image')}", Exit.BAD_INPUT)
+
+
+def _refuse_mounted(path: str, status: os.stat_result) -> None:
+    """A loop device over the image (/sys/block/loopN/loop/backing_file) may write to it behind our back."""
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            backing = os.stat(file.read_text().rstrip("\n"))
+            if (backing.st_dev, backing.st_ino) == (status.st_dev, status.st_ino):
+                loop = f"/dev/{file.parent.parent.name}"
+                at = _mount_point(loop)
+                if at is not None:
+                    raise Refused(f"{path}: mounted on {at}: unmount it with 'umount {shlex.quote(at)}'")
+                raise Refused(f"{path}: in use as {loop}: detach it with 'losetup -d {loop}'")
+
+
+def _mount_point(device: str) -> str | None:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        fields = line.split()
+        if fields[0] == device or fields[0].startswith(device + "p"):
+            return fields[1].encode().decode("unicode_escape")
+    return None
+
+
+def _check_size(path: str, size_bytes: int, block_size: int) -> None:
+    if size_bytes == 0:
+        raise Refused(f"{path}: empty: make it a size first, with 'truncate -s 64M {shlex.quote(path)}'")
+    if size_bytes % block_size:
+        whole = -(-size_bytes // block_size) * block_size
+        raise Refused(
+            f"{path}: {size_bytes} bytes is not a multiple of the block size {block_size}: "
+            f"pad it with 'truncate -s {whole} {shlex.quote(path)}'"
+        )
+
+
+def _safe(path: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")[:_NAME_CHARACTERS]
+    return name or "disk"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
+def _export_id(real_path: str, taken: set[int]) -> int:
+    """Stable for a path: a host that comes back means the same disk. Never 0, never twice in one set."""
+    number = int.from_bytes(hashlib.sha256(os.fsencode(real_path)).digest()[:4], "big")
+    while number in taken or not 0 < number < 1 << 32:
+        number = (number + 1) % (1 << 32)
+    return number

@@ -1,0 +1,40 @@
+"""In a child of the spawner, right after the fork: become a role's process, or do its retirement or another job of it.
+
+Called by tools.supervise.spawner only. Nothing here returns: a child must never run on as a second spawner.
+"""
+
+import importlib
+import os
+from typing import NoReturn
+
+from bus.role import Birth, live
+from bus.runtime import Runtime, take_name, write_reason
+from common.errors import RoleExit
+from tools.supervise import process
+from tools.supervise.jobs import reason_name
+from tools.supervise.plan import RoleSpec
+
+START, RETIRE = "start", "retire"
+
+
+def be_role(runtime: Runtime, spec: RoleSpec, function: str, generation: int, kept: dict[str, int]) -> NoReturn:
+    """Be `spec`'s process (START), or call another function of its entry: `retire`, or a job."""
+    status = int(RoleExit.RESTART)
+    try:
+        output = runtime.root / "log" / f"{spec.role}.err"
+        comm = spec.role if function == START else function
+        process.begin_child(comm, set(kept.values()), output)
+        module = importlib.import_module(spec.entry)  # imported long ago, unless the plan did not know of it
+        if function == START:
+            live(Birth(runtime, spec.role, generation, spec.args, kept), module.start)
+        if function == RETIRE:
+            take_name(runtime, spec.role, generation)  # for as long as we live: no role of this name meanwhile
+        work = getattr(module, function, None)
+        if work is not None:
+            work(runtime, spec.role, spec.args)
+        status = 0 if work is not None or function == RETIRE else int(RoleExit.NEVER)
+    except BaseException as error:  # this process's last catcher: it must not run on as a second spawner
+        name = spec.role if function in (START, RETIRE) else reason_name(spec.role, function)
+        write_reason(runtime, name, f"{function}: {type(error).__name__}: {error}")
+    finally:
+        os._exit(status)

@@ -1,0 +1,84 @@
+"""Execute a side's first spawner, and watch sides from outside: who lives, and waiting for deaths.
+
+Called by the command line, and by a watchdog whose spawner and twin have died at once.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import tools
+from bus.role import WATCHDOG
+from bus.runtime import ProcessRecord, Runtime, living, recorded_roles, start_ticks
+
+SPAWNER = "spawner"
+
+
+def launch(runtime: Runtime) -> "subprocess.Popen[bytes]":
+    """Execute a spawner for the plan in `runtime`, in a session of its own: it outlives us and our terminal."""
+    root = Path(tools.__file__).parent.parent
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(root), *([before] if before else [])])
+    command = [sys.executable, "-P", "-m", "tools.supervise.spawner", str(runtime.root), runtime.side, runtime.instance]
+    return subprocess.Popen(
+        command,
+        cwd="/",  # holds no mount busy
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        umask=0o077,
+    )
+
+
+def supervised(runtime: Runtime) -> bool:
+    """Does the watchdog or the spawner of this side live?"""
+    return any(living(runtime, role) is not None for role in (WATCHDOG, SPAWNER))
+
+
+def all_living(runtime: Runtime) -> list[ProcessRecord]:
+    """Every process that holds a name of this side."""
+    return [record for role in recorded_roles(runtime) if (record := living(runtime, role)) is not None]
+
+
+def open_pidfd(record: ProcessRecord) -> int | None:
+    """A pidfd of exactly that process, or None if it is dead: its pid may be another's by now."""
+    try:
+        fd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(record.pid) == record.start_ticks:
+        return fd
+    os.close(fd)
+    return None
+
+
+def kill(records: Iterable[ProcessRecord]) -> None:
+    """SIGKILL to exactly these processes."""
+    for record in records:
+        fd = open_pidfd(record)
+        if fd is not None:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            os.close(fd)
+
+
+def await_deaths(records: Iterable[ProcessRecord], limit_s: float) -> bool:
+    """Wait until all are dead, at most `limit_s`. False if one is not."""
+    fds = [fd for record in records if (fd := open_pidfd(record)) is not None]
+    deadline = time.monotonic() + limit_s
+    with selectors.DefaultSelector() as selector:
+        for fd in fds:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                selector.unregister(key.fileobj)
+        dead = not selector.get_map()
+    for fd in fds:
+        os.close(fd)
+    return dead

@@ -1,0 +1,136 @@
+"""The watchdog's end of the spawner's socket: connect and reconnect, orders out, events in, and mutual suspicion.
+
+A spawner that does not answer beats is killed, for its twin to take its place; if no spawner comes back at all, a fresh
+one is executed. Called by tools.supervise.watchdog only.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from bus import fds as fdsocket
+from bus.loop import Loop
+from bus.runtime import Runtime, living
+from common import limits
+from common.errors import Gone, WireError
+from common.log import Log
+from tools.supervise.launch import SPAWNER, kill, launch
+
+_RETRY_S = limits.RECONNECT_MS / 1000
+_RELAUNCH_S = 20.0  # a fresh start takes seconds in the emulated guest
+
+
+class SpawnerLink:
+    """`on_up(greeting)` at each new spawner, `on_event(event, fds)` for what it tells."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        runtime: Runtime,
+        on_up: Callable[[dict[str, Any]], None],
+        on_event: Callable[[dict[str, Any], list[int]], None],
+    ) -> None:
+        self._loop, self._log, self._runtime = loop, log, runtime
+        self._on_up, self._on_event = on_up, on_event
+        self._socket: socket.socket | None = None
+        self._greeted = False
+        self._answered = self._lost_at = loop.now()
+        self._fresh: subprocess.Popen[bytes] | None = None
+        self.children: set[int] = set()
+        self.twin: int | None = None
+        loop.every(limits.BEAT_S, self._beat)
+        self._connect()
+
+    def send(self, order: dict[str, Any]) -> bool:
+        """False if it is not under way (no spawner has greeted us): its greeting is the moment to order again."""
+        if self._socket is None or not self._greeted:
+            return False
+        try:
+            fdsocket.send(self._socket, order)
+        except BlockingIOError:
+            return False
+        except (Gone, OSError):
+            self._lost()
+            return False
+        return True
+
+    def _connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(self._runtime.spawner_socket()))
+            fdsocket.send(sock, {"do": "watch"})
+        except (OSError, Gone):
+            sock.close()
+            self._think_of_fresh()
+            self._loop.after(_RETRY_S, self._connect)
+            return
+        self._socket, self._answered = sock, self._loop.now()
+        self._loop.watch(sock.fileno(), self._readable)
+
+    def _think_of_fresh(self) -> None:
+        now = self._loop.now()
+        if self._fresh is not None and self._fresh.poll() is None:
+            return
+        if now - self._lost_at > limits.SPAWNER_GONE_S and living(self._runtime, SPAWNER) is None:
+            self._log.error("spawner and twin are dead: a fresh spawner is executed")
+            self._fresh = launch(self._runtime)
+            self._lost_at = now + _RELAUNCH_S
+
+    def _readable(self) -> None:
+        while self._socket is not None:
+            try:
+                message, received = fdsocket.receive(self._socket)
+            except BlockingIOError:
+                return
+            except WireError as error:
+                self._log.warning(f"spawner: {error}")
+                continue
+            except (Gone, OSError):
+                self._lost()
+                return
+            self._take(message, received)
+
+    def _take(self, message: dict[str, Any], received: list[int]) -> None:
+        self._answered = self._loop.now()
+        match message.get("event"):
+            case "hello":
+                self.children, self.twin, self._greeted = set(message["children"]), message["twin"], True
+                self._log.info(f"spawner is {message['pid']}, its twin {self.twin}")
+                self._on_up(message)
+            case "twin":
+                self.twin = message["pid"]
+            case "beat":
+                pass
+            case "spawned":
+                self.children.add(message["pid"])
+                self._on_event(message, received)
+            case "exit":
+                self.children.discard(message["pid"])
+                self._on_event(message, received)
+            case _:
+                self._on_event(message, received)
+
+    def _lost(self) -> None:
+        if self._socket is not None:
+            self._loop.unwatch(self._socket.fileno())
+            self._socket.close()
+            self._socket, self._greeted, self._lost_at = None, False, self._loop.now()
+            self.children = set()
+            self._log.warning("spawner is dead: waiting for its twin")
+            self._connect()
+
+    def _beat(self) -> None:
+        if self._socket is None:
+            return
+        self.send({"do": "beat"})
+        if self._loop.now() - self._answered > 2 * limits.SILENCE_S:
+            record = living(self._runtime, SPAWNER)
+            if record is not None:
+                self._log.error(f"spawner {record.pid} is silent: killed with {signal.SIGKILL.name}")
+                kill([record])
+            self._answered = self._loop.now()
