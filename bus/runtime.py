@@ -71,8 +71,7 @@ class Runtime:
     def create(self) -> None:
         """Make the directory and its parts (idempotent). Refused if it is another user's or too deep for a socket."""
         check_name(self.instance, "instance name")
-        if len(os.fsencode(self.root / "bus")) + 1 + limits.MAX_NAME + len(".control") > _SUN_PATH + limits.MAX_NAME:
-            raise Refused(f"{self.root}: too long for socket names: set REPLUG_RUNTIME to a shorter path")
+        self.endpoint("session", "control")  # Refused now, rather than by the first role
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.root.stat().st_uid != os.geteuid():
             raise Refused(f"{self.root}: belongs to another user: remove it or set REPLUG_RUNTIME")
@@ -166,7 +165,7 @@ def recorded_roles(runtime: Runtime) -> list[str]:
 
 
 def write_reason(runtime: Runtime, role: str, text: str) -> None:
-    """Leave word why this role ends; the watchdog shows it. Atomic, best effort: a full tmpfs must not hide the exit."""
+    """Leave word why this role ends; the watchdog shows it. Atomic, best effort: a full tmpfs must not hide it."""
     path = runtime.reason_path(role)
     with contextlib.suppress(OSError):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")

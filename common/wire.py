@@ -210,7 +210,7 @@ class Response:
 
 
 def out_of_bounds(op: Op, lba: int, blocks: int, export: ExportRecord, max_io_bytes: int) -> str | None:
-    """Why this request may not touch this export, or None. A FLUSH covers all of it, whatever its lba and blocks say."""
+    """Why this request may not touch this export, or None. A FLUSH covers all of it, whatever its lba says."""
     if op is Op.FLUSH:
         return None
     if blocks == 0:

@@ -158,7 +158,7 @@ class Queue:
     def _requests(self) -> None:
         device = self._device
         assert device is not None
-        # The block layer's flags (META, FAILFAST, ...) say how it feels about a request, not what to do; v0 carries none.
+        # The block layer's flags (META, FAILFAST, ...) say how urgent it is, not what to do; v0 carries none.
         for tag, op, start, sectors, _ in device.requests():
             wire_op = _OPS.get(BlockOp(op))
             if wire_op is None:

@@ -4,7 +4,7 @@ Nothing is opened: that is usb's. The netlink socket needs neither udevd nor roo
 """
 
 import contextlib
-import os
+import errno
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class Uevents:
                 socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT
             )
             self._socket.setblocking(False)
-            self._socket.bind((os.getpid(), _KERNEL_GROUP))
+            self._socket.bind((0, _KERNEL_GROUP))
         except OSError:
             if self._socket is not None:
                 self._socket.close()
@@ -94,9 +94,11 @@ class Uevents:
                 data = self._socket.recv(_UEVENT_BYTES)
             except BlockingIOError:
                 break
-            except OSError:
-                came = True
-                continue
+            except OSError as error:
+                came = True  # ENOBUFS: some were lost
+                if error.errno == errno.ENOBUFS:
+                    continue
+                break
             fields = data.split(b"\0")
             came = came or (fields[0].startswith(b"add@") and b"DEVTYPE=usb_interface" in fields)
         return came

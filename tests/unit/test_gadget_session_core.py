@@ -1,4 +1,4 @@
-"""The gadget's session: which devices exist, what a state file may be, and invariant 5 (never silently another disk)."""
+"""The gadget's session: which devices exist, what a state file may be, never silently another disk."""
 
 from pathlib import Path
 

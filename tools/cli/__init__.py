@@ -10,7 +10,7 @@ from common.errors import Exit, ReplugError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (FACE: 0 done, 1 fault, 2 bad input, 3 busy, 4 lacking, 5 down)."""
+    """Run one command; returns its exit status (0 done, 1 fault, 2 bad input, 3 busy, 4 lacking, 5 down)."""
     from tools.cli.parser import parse
 
     options = parse(list(sys.argv[1:] if argv is None else argv))

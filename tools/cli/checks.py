@@ -1,6 +1,6 @@
 """What a machine must have before a gadget side can come up, looked at before anything is made.
 
-All of these are bad input by the issue's list (exit status 2), though FACE's scheme would call a lacking machine 4.
+All of these count as bad input (exit status 2): the user asked for something this machine cannot do, and is told why.
 """
 
 import contextlib

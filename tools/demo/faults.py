@@ -14,12 +14,16 @@ UNPLUGGED_S = 1.5  # how long the cable stays out: long enough to see that every
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` makes it happen and, for a cable, mends it. `victim` is (side, role) of the one process that dies."""
+    """`strike` makes it happen and, for a cable, mends it. `victim` is (side, role) of the one process that dies.
+
+    `heir` is the one that takes its place and its name, so that another takes its own: a spawner's twin.
+    """
 
     title: str
     strike: Callable[[], None]
     victim: tuple[Side, str] | None = None
     held_s: float = 0.0
+    heir: tuple[Side, str] | None = None
 
 
 def _write(path: Path, text: str) -> None:
@@ -59,4 +63,5 @@ def kill(side: Side, role: str, instance: str = "default") -> Fault:
             raise RuntimeError(f"{side} {role} does not run: nothing to kill")
         os.kill(record.pid, signal.SIGKILL)
 
-    return Fault(f"kill -9 {side} {role}", strike, victim=(side, role))
+    heir = (side, "twin") if role == "spawner" else None
+    return Fault(f"kill -9 {side} {role}", strike, victim=(side, role), heir=heir)
