@@ -1,9 +1,12 @@
 """Names, records, envelopes, arenas, fd messages: the small parts of the bus."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -20,10 +23,12 @@ from common.errors import Gone, Refused, WireError
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Runtime:
-    place = Runtime(Side.GADGET, "default", tmp_path / "r")
+def home() -> Iterator[Runtime]:
+    """Not in tmp_path: that is often too long for the name of a socket."""
+    place = Runtime(Side.GADGET, "default", Path(tempfile.mkdtemp(prefix="rp-")) / "r")
     place.create()
-    return place
+    yield place
+    shutil.rmtree(place.root.parent.parent, ignore_errors=True)
 
 
 def test_runtime_directory_is_for_its_user_only(home: Runtime) -> None:

@@ -25,6 +25,7 @@ from tools.supervise.launch import all_living
 
 REPLUG = [sys.executable, "-m", "tools.cli"]
 DEADLINE_S = 90.0  # for anything the demo waits for; far above every budget, so that a hang ends with a name
+_EDGE_BYTES = 1 << 20  # a dd is in the middle when it is this far from its start, and twice as far from its end
 TREE = "usr"  # what is copied in: a directory of this name in the file system
 
 
@@ -235,7 +236,7 @@ class Load:
         self.turn()
         for one in self.running:
             total = (self._bench.image if one.direction == "read" else self._bench.scratch).stat().st_size
-            if not dd.BLOCK * 4 < one.offset < total - dd.BLOCK * 16 or not dd.in_flight(one.device):
+            if not _EDGE_BYTES < one.offset < total - 2 * _EDGE_BYTES or not dd.in_flight(one.device):
                 return False
         return len(self.running) == 2
 
@@ -266,7 +267,7 @@ def strike(load: Load, fault: Fault) -> None:
     started = time.monotonic()
     counts = {device: dd.completions(device) for device in devices}
     fault.strike()
-    pause = _pause(devices, counts, started, fault)
+    pause = _pause(load, devices, counts, started, fault)
     _others_alive(before, fault)
     tell(
         "fault",
@@ -278,7 +279,7 @@ def strike(load: Load, fault: Fault) -> None:
     )
 
 
-def _pause(devices: list[str], counts: dict[str, int], started: float, fault: Fault) -> float:
+def _pause(load: Load, devices: list[str], counts: dict[str, int], started: float, fault: Fault) -> float:
     """Longest gap between two completions of either device, from just before the fault until both flow again.
 
     Flowing again is four completions after the last gap. Sampled every few ms; a kill may not have bitten yet when the
@@ -290,6 +291,7 @@ def _pause(devices: list[str], counts: dict[str, int], started: float, fault: Fa
     deadline = started + DEADLINE_S
     struck_at = time.monotonic()
     while time.monotonic() < deadline:
+        load.turn()
         now = time.monotonic()
         for device in devices:
             count = dd.completions(device)
@@ -315,8 +317,8 @@ def _successor_runs(fault: Fault) -> bool:
 def _others_alive(before: dict[tuple[Side, str], int], fault: Fault) -> None:
     def settled() -> dict[tuple[Side, str], int] | None:
         now = pids()
-        replaced = fault.victim is None or now.get(fault.victim) not in (None, before.get(fault.victim))
-        return now if replaced else None
+        replaced = [key for key in (fault.victim, fault.heir) if key is not None]
+        return now if all(now.get(key) not in (None, before.get(key)) for key in replaced) else None
 
     after = wait_for(f"a successor after: {fault.title}", settled)
     spared = [key for key in before if key not in (fault.victim, fault.heir)]
