@@ -59,6 +59,3 @@ SETTLE_LOOK_S = 0.03  # STATUS is asked this often until then
 MAX_REQUEST_BYTES = 1 << 20  # one request of a gadget: smoo's may be larger than our own MAX_IO_BYTES
 HOST_ARENA_BYTES = 4 << 20  # payloads of one export on their way: QUEUE_DEPTH of MAX_IO_BYTES, and as much again
 SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page cache answers in parallel
-THREADS_END_S = 5.0  # transfers end by themselves when the device is gone; later means libusb is stuck
-ACTIVE_POLL_S = 0.05  # between two STATUS while the gadget makes its devices
-ATTACH_RETRY_S = 0.2  # after a failed attach: the device is often on its way out, or not settled yet

@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import Refused
+from common.errors import Exit, Refused
+from gadget.usb import udc
 
 ROOT = Path("/sys/kernel/config")
 _GADGETS = ROOT / "usb_gadget"
@@ -43,6 +44,8 @@ class GadgetTree:
         if not ROOT.is_mount():
             _mount("none", ROOT, "configfs")
         if not _GADGETS.is_dir():
+            _load_gadget_support()
+        if not _GADGETS.is_dir():
             raise Refused(f"{_GADGETS}: not there: the kernel lacks gadget support: 'modprobe libcomposite'")
         for directory in (self.path, self._strings, self._configuration, self._function):
             directory.mkdir(parents=True, exist_ok=True)
@@ -63,20 +66,35 @@ class GadgetTree:
             _mount(self._instance, self.mount_point, "functionfs")
 
     def bind(self) -> None:
-        """Show the gadget to the host. Refused if the controller is another gadget's."""
+        """Show the gadget to the host. Bound already is no error. Refused if the controller is another gadget's.
+
+        The kernel has one errno for every failure, EBUSY: bound already, bound to another, not there, no descriptors
+        written to ep0 yet. It is raised as it is if none of the first three is the reason.
+        """
+        if self.bound_udc() == self.udc:
+            return
         try:
             _write(self.path / "UDC", self.udc)
         except OSError as error:
-            if error.errno in (errno.EBUSY, errno.ENODEV):
-                raise Refused(
-                    f"{self.udc}: {error.strerror}: used by another gadget or gone: see {_GADGETS}/*/UDC"
-                ) from None
-            raise
+            if self.udc not in udc.controllers():
+                why = f"choose from: {', '.join(udc.controllers()) or 'none here'}"
+                raise Refused(f"{self.udc}: no such USB device controller: {why}") from None
+            if holder := self._holder():
+                cure = "unbind that one first, or name another controller with --udc"
+                raise Refused(f"{self.udc}: busy: gadget {holder} uses it: {cure}", Exit.BUSY) from None
+            raise OSError(error.errno, f"bind to {self.udc}: {error.strerror}") from None
 
     def unbind(self) -> None:
         """The host sees a disconnect. Nothing bound is no error."""
-        with contextlib.suppress(OSError):
+        try:
             _write(self.path / "UDC", "\n")
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ENOENT):  # not bound; not even a tree
+                raise
+
+    def exists(self) -> bool:
+        """Is any part of it there?"""
+        return self.path.exists() or self.mount_point.is_mount()
 
     def bound_udc(self) -> str:
         """Name of the controller, or empty."""
@@ -110,6 +128,14 @@ class GadgetTree:
                 else:
                     break
 
+    def _holder(self) -> str:
+        """Whose our controller is: the directory of a configfs gadget, or what an old-style driver calls itself."""
+        for attribute in _GADGETS.glob("*/UDC"):
+            with contextlib.suppress(OSError):
+                if attribute.read_text().strip() == self.udc:
+                    return attribute.parent.name
+        return udc.function(self.udc)
+
     @property
     def _strings(self) -> Path:
         return self.path / "strings" / _ENGLISH
@@ -134,6 +160,16 @@ def _write(path: Path, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def _load_gadget_support() -> None:
+    """Have the kernel load usb_f_fs, and libcomposite with it.
+
+    Asking for a file system makes the kernel look for its module, so that no role has to execute modprobe. The mount
+    itself always fails: no FunctionFS instance has an empty name.
+    """
+    with contextlib.suppress(OSError, Refused):
+        _mount("", ROOT, "functionfs")
 
 
 def _mount(source: str, target: Path, kind: str) -> None:

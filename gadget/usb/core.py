@@ -72,6 +72,7 @@ class Stage(Enum):
     WAITING = auto()  # not on the wire in this epoch
     SENT = auto()  # Request queued on interrupt IN (and payload on bulk IN): may or may not have reached the host
     FILLING = auto()  # answered; its read payload is coming
+    LEAVING = auto()  # answered early (a host may refuse a write at once); its payload has not left the slot yet
 
 
 @dataclass(slots=True)
@@ -85,6 +86,8 @@ class Pending:
     request: Request
     stage: Stage = Stage.WAITING
     orphan: bool = False
+    payload_left: bool = False  # of a write: nothing waits to be read from its slot any more
+    status: int = 0  # the host's answer, once LEAVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ class UsbCore:
         for export in self._exports.values():
             back = [p for p in export.on_wire.values() if not p.orphan]
             for pending in back:
-                pending.stage = Stage.WAITING
+                pending.stage, pending.payload_left = Stage.WAITING, False
             export.waiting = sorted(back + export.waiting, key=lambda p: p.sequence)
             export.on_wire.clear()
 
@@ -259,7 +262,18 @@ class UsbCore:
         if response.op is Op.READ and response.status == 0:
             pending.stage = Stage.FILLING
             return [Fill(pending, self._payload(export, pending))]
+        if response.op is Op.WRITE and not pending.payload_left:
+            pending.stage, pending.status = Stage.LEAVING, response.status
+            return []
         return self._end(export, pending, response.status)
+
+    def left(self, pending: Pending, epoch: int) -> list[Action]:
+        """The write payload of `pending`, sent in link epoch `epoch`, has left its slot: the queue may reuse it."""
+        export = self._exports.get(pending.export)
+        if epoch != self.epoch or export is None:
+            return []
+        pending.payload_left = True
+        return self._end(export, pending, pending.status) if pending.stage is Stage.LEAVING else []
 
     def filled(self, pending: Pending, epoch: int) -> list[Action]:
         """The read payload of `pending`, asked for in link epoch `epoch`, is in its slot."""

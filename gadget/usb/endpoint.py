@@ -1,9 +1,10 @@
 """One FunctionFS endpoint: transfers in order, a few of them in the kernel at a time, the rest waiting here.
 
-An endpoint file is opened O_NONBLOCK: io_submit then says EAGAIN while the link is down, instead of blocking. ESHUTDOWN
-from a transfer is link loss; the same fd works again after the next ENABLE.
+An endpoint file is opened O_NONBLOCK: a transfer then ends with EAGAIN while the link is down, instead of blocking
+io_submit. ESHUTDOWN from a transfer is link loss; the same fd works again after the next ENABLE.
 """
 
+import errno
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Endpoint:
         self._waiting.extend(transfers)
 
     def pump(self) -> None:
-        """Keep the kernel busy. Raises BlockingIOError if the endpoint is disabled: the link is down."""
+        """Keep the kernel busy. Raises what `AioContext.submit` does; what was not submitted stays queued."""
         while self._waiting and len(self._submitted) < DEEP:
             transfer = self._waiting[0]
             length = transfer.expected if self._command is Command.PWRITE else transfer.length
@@ -68,6 +69,18 @@ class Endpoint:
     def ended(self, number: int) -> Transfer | None:
         """The transfer that had this number, if it was one of ours."""
         return self._submitted.pop(number, None)
+
+    def halt(self) -> None:
+        """Halt an IN endpoint: the host's transfers fail with EPIPE until it clears the halt (v1 resynchronisation).
+
+        Raises BlockingIOError (EAGAIN) if the link is down, or if transfers are still queued in the kernel: only a
+        fresh owner that has queued nothing can count on it. ESHUTDOWN if the link went down meanwhile.
+        """
+        try:
+            os.read(self.fd, 1)  # the wrong direction is FunctionFS's way of saying halt
+        except OSError as error:
+            if error.errno != errno.EBADMSG:
+                raise
 
     def forget(self) -> int:
         """Drop what waits, disown what the kernel still has (it will fail by itself); returns how many those are."""

@@ -93,7 +93,12 @@ def _super_speed() -> bytes:
 
 
 class Ep0:
-    """ep0 of a mounted FunctionFS: written once with descriptors and strings, then events and SETUP requests."""
+    """ep0 of a mounted FunctionFS: written once with descriptors and strings, then events and SETUP requests.
+
+    The kernel's errnos (f_fs.c): EAGAIN no event; ESRCH no SETUP is pending; EIDRM the pending one was cancelled by a
+    newer event, which the next read gives; EL2HLT we stalled it, by reading an IN or writing an OUT request; EBADFD
+    FunctionFS is not active (any more); ESHUTDOWN the link went down in the data stage.
+    """
 
     def __init__(self, mount_point: Path) -> None:
         self.fd = os.open(mount_point / "ep0", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -103,20 +108,32 @@ class Ep0:
     def events(self) -> list[FfsEvent]:
         """Events that are there; empty if none. A pending SETUP comes last, and is answered before the next read.
 
-        EIDRM: a newer SETUP cancelled the one we had; its event comes with the next read.
+        EIDRM: a newer event cancelled the SETUP we had; EL2HLT: one whose reply had failed is stalled by this read. The
+        next read gives events again.
         """
         try:
             data = os.read(self.fd, _EVENT.size * _MAX_EVENTS)
         except BlockingIOError:
             return []
         except OSError as error:
-            if error.errno == errno.EIDRM:
+            if error.errno in (errno.EIDRM, errno.EL2HLT):
                 return self.events()
             raise Gone(f"ep0: {error.strerror}: FunctionFS has been taken away") from None
         return [
             FfsEvent(EventType(kind), request_type, request, value, index, length)
             for request_type, request, value, index, length, kind in _EVENT.iter_unpack(data)
         ]
+
+    def abandon(self) -> None:
+        """Let go of a SETUP that a dead predecessor on the same fd left; the first act of a successor.
+
+        A read instead would return the data stage of an unfinished OUT request, and acknowledge it.
+        """
+        try:
+            os.write(self.fd, b"")  # 0: a pending IN was answered, with nothing
+        except OSError as error:
+            if error.errno not in (errno.ESRCH, errno.EL2HLT, errno.EIDRM):
+                raise
 
     def reply(self, event: FfsEvent, data: bytes) -> None:
         """Data stage of an IN request, cut to what the host asked for. A host that has gone on is no error (EIDRM)."""

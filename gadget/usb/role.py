@@ -204,6 +204,10 @@ class Usb:
         """A read payload is in its slot."""
         self._do(self._core.filled(pending, epoch))
 
+    def left(self, pending: Pending, epoch: int) -> None:
+        """A write payload has left its slot."""
+        self._do(self._core.left(pending, epoch))
+
     def _do(self, actions: list[Action] | list[Release]) -> None:
         for action in actions:
             if isinstance(action, Done):
@@ -234,7 +238,9 @@ class Usb:
         self._counts["requests"] += 1
         self._transport.send_message(send.pending.request.encode())
         if send.payload_bytes:
-            self._transport.send_payload(self._address(send.pending), send.payload_bytes)
+            self._transport.send_payload(
+                send.pending, self._core.epoch, self._address(send.pending), send.payload_bytes
+            )
 
     def _address(self, pending: Pending) -> int:
         return self._arenas[pending.export, pending.arena].address + pending.offset

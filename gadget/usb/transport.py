@@ -7,6 +7,7 @@ last of them: until then nothing may be read into a slot again, because a late c
 
 import errno
 import mmap
+import os
 from collections.abc import Callable
 from ctypes import addressof, c_char
 from typing import Any, Protocol
@@ -14,10 +15,11 @@ from typing import Any, Protocol
 from bus.loop import Loop
 from bus.runtime import Runtime
 from common import limits
+from common.errors import Gone
 from common.log import Log
 from common.wire import MESSAGE_BYTES
 from gadget.usb import udc
-from gadget.usb.aio import AioContext, Command
+from gadget.usb.aio import WRITES_BEFORE_WRAP, AioContext, Command
 from gadget.usb.configfs import GadgetTree
 from gadget.usb.core import Pending
 from gadget.usb.endpoint import DEEP, Endpoint, Transfer, pieces
@@ -55,6 +57,7 @@ class Handler(Protocol):
     def setup(self, setup: Setup) -> None: ...
     def message(self, data: bytes) -> None: ...
     def filled(self, pending: Pending, epoch: int) -> None: ...
+    def left(self, pending: Pending, epoch: int) -> None: ...
 
 
 def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> GadgetTree:
@@ -88,7 +91,7 @@ class Transport:
         self._ended: dict[Endpoint, Callable[[Transfer, int], None]] = {
             self._requests: lambda transfer, result: self._free.append(transfer.address),
             self._responses: self._response,
-            self._payloads_in: lambda transfer, result: None,
+            self._payloads_in: self._left,
             self._payloads_out: self._payload,
         }
         self._messages = mmap.mmap(-1, _MESSAGE_SLOTS * _SLOT + limits.MESSAGE_READS * _BUFFER)
@@ -168,10 +171,10 @@ class Transport:
         self._messages[offset : offset + len(data)] = data
         self._requests.queue([Transfer(None, address, len(data), len(data))])
 
-    def send_payload(self, address: int, size_bytes: int) -> None:
-        """A write's payload on bulk IN, behind those of earlier Requests."""
+    def send_payload(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
+        """A write's payload on bulk IN, behind those of earlier Requests; `left` tells when the slot is free of it."""
         if self._enabled:
-            self._payloads_in.queue(pieces(None, address, size_bytes, self._packet_bytes))
+            self._payloads_in.queue(pieces((pending, epoch), address, size_bytes, self._packet_bytes))
 
     def receive_payload(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
         """A read's payload from bulk OUT, behind those of earlier Responses; `filled` tells when it is there."""
@@ -182,13 +185,10 @@ class Transport:
         """Hand what is queued to the kernel."""
         if not self._enabled:
             return
-        try:
-            for endpoint in self._endpoints:
-                endpoint.pump()
-        except OSError as error:
-            if error.errno not in _LINK_DOWN:
-                raise
-            self._lose(f"{error.strerror} on submit")
+        if self._aio.writes >= WRITES_BEFORE_WRAP:
+            raise Gone("a kernel counter of this process is half full: a successor begins with a new one")
+        for endpoint in self._endpoints:
+            endpoint.pump()
 
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
@@ -204,8 +204,12 @@ class Transport:
         self.submit()
 
     def _transfer(self, endpoint: Endpoint, transfer: Transfer, result: int) -> None:
+        if -result in _LINK_DOWN:
+            return self._lose(f"{endpoint.name}: {errno.errorcode[-result]}")
         if result < 0:
-            return self._lose(f"{endpoint.name}: {errno.errorcode.get(-result, -result)}")
+            # ENOMEM (64 KiB is one kmalloc), EFAULT, ...: the link is up, so no ENABLE would ever come by itself.
+            self._log.error(f"{endpoint.name}: {os.strerror(-result)}: starting the link over")
+            return self.reenumerate()
         if endpoint is not self._responses and result != transfer.expected:
             self._log.error(f"{endpoint.name}: {result} bytes, not {transfer.expected}: the host broke the protocol")
             return self.reenumerate()
@@ -220,6 +224,10 @@ class Transport:
     def _queue_response_read(self, address: int) -> None:
         self._responses.queue([Transfer(None, address, _BUFFER, MESSAGE_BYTES)])
 
+    def _left(self, transfer: Transfer, result: int) -> None:
+        if transfer.last and transfer.key is not None:
+            self._handler.left(*transfer.key)
+
     def _payload(self, transfer: Transfer, result: int) -> None:
         if transfer.last and transfer.key is not None:
             self._handler.filled(*transfer.key)
@@ -228,4 +236,4 @@ class Transport:
 # Every request of every export may be waiting at once: a queue has at most QUEUE_DEPTH tags, and its dead predecessor's
 # orphans as many again.
 _MESSAGE_SLOTS = 2 * limits.MAX_EXPORTS * limits.QUEUE_DEPTH
-_LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.EPIPE, errno.EIO, errno.ECONNRESET)
+_LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.ECONNRESET)

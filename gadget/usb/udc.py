@@ -36,6 +36,16 @@ def speed(udc: str) -> str:
     return _read(udc, "current_speed")
 
 
+def function(udc: str) -> str:
+    """What the gadget driver that is bound to it calls itself; empty if none is."""
+    return _read(udc, "function")
+
+
+def is_dummy(udc: str) -> bool:
+    """Is it a controller without hardware (dummy_hcd)? Tests touch no other."""
+    return (CLASS / udc).resolve().parent.parent.name.startswith("dummy_udc")
+
+
 def _read(udc: str, attribute: str) -> str:
     try:
         return (CLASS / udc / attribute).read_text().strip()

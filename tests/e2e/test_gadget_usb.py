@@ -123,6 +123,23 @@ def test_the_hosts_errno_fails_that_request_and_no_other(host: V0Host, number: i
         os.close(fd)
 
 
+def test_a_write_refused_before_its_payload_was_taken_does_not_disturb_the_next(host: V0Host) -> None:
+    serving(host)
+    host.answers_early = True
+    host.status_of = lambda request: errno.ENOSPC if request.op is Op.WRITE and request.lba == 0 else 0
+    fd = os.open(DEVICE, os.O_RDWR | os.O_DIRECT)
+    try:
+        buffer = mmap.mmap(-1, 131072)
+        with pytest.raises(OSError) as caught:
+            os.pwritev(fd, [buffer], 0)
+        assert caught.value.errno == errno.ENOSPC
+        buffer[:] = b"\xa5" * 131072
+        assert os.pwritev(fd, [buffer], 131072) == 131072
+        assert bytes(host.data[131072:262144]) == b"\xa5" * 131072
+    finally:
+        os.close(fd)
+
+
 def test_a_host_that_configures_anew_after_data_moved_sees_one_re_enumeration(host: V0Host) -> None:
     serving(host)
     before = host.number

@@ -89,7 +89,7 @@ def test_status_is_healthy_and_says_what_runs(bench: inside.Bench) -> None:
     def healthy() -> bool:
         return all(replug("status", "--json", "--side", side).returncode == 0 for side in Side)
 
-    inside.wait_for("both sides to be healthy", healthy)
+    inside.wait_for("both sides to be healthy", healthy, interval_s=0.5)
     status = inside.status(Side.GADGET)
     assert (status["version"], status["side"], status["state"]) == (1, "gadget", "healthy")
     assert status["link"]["state"] == "online" and int(status["session_id"], 16)
@@ -162,7 +162,7 @@ def test_the_device_stays_parked_after_ctrl_c_of_the_host_and_goes_on_with_the_n
         exports = inside.status(Side.GADGET)["exports"]
         return len(exports) == 2 and all(e["state"] == "parked" and e["reason"] for e in exports)
 
-    inside.wait_for("both devices to be parked", parked)
+    inside.wait_for("both devices to be parked", parked, interval_s=0.5)
     reader = dd.ReadDd(bench.image_device, inside.image.sha256(bench.image))
     reader.start()
     inside.wait_for("the read to wait in the kernel", lambda: dd.in_flight(bench.image_device) > 0)

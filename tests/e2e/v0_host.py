@@ -45,6 +45,7 @@ class V0Host:
     def __init__(self, record: ExportRecord) -> None:
         self.record, self.data = record, bytearray(record.size_bytes)
         self.status_of: Callable[[Request], int] = lambda request: 0
+        self.answers_early = False  # refuse a write before its payload was taken, as v0 allows
         self.requests: list[Request] = []
         self.ended = ""
         place = await_event("the gadget to be enumerated", enumerated)
@@ -90,13 +91,16 @@ class V0Host:
         self.requests.append(request)
         start, size = request.lba * self.record.block_size, request.blocks * self.record.block_size
         status = self.status_of(request)
+        if status and self.answers_early:
+            self._responses.write(Response.to(request, status).encode(), 0)
         if request.op is Op.WRITE:
             payload = b""
             while len(payload) < size:
                 payload += bytes(self._payloads_in.read(min(65536, size - len(payload)), 0))
             if status == 0:
                 self.data[start : start + size] = payload
-        self._responses.write(Response.to(request, status).encode(), 0)
+        if not (status and self.answers_early):
+            self._responses.write(Response.to(request, status).encode(), 0)
         if request.op is Op.READ and status == 0:
             for offset in range(start, start + size, 65536):
                 self._payloads_out.write(bytes(self.data[offset : min(offset + 65536, start + size)]), 0)

@@ -86,7 +86,31 @@ def test_a_write_carries_its_payload_and_is_done_when_answered() -> None:
     core.ask(ROLE, 1, [write(1, 3)])
     (send,) = sent(core)
     assert send.payload_bytes == 4096
+    assert core.left(send.pending, core.epoch) == []
     assert core.answered(answer(send)) == [Done(ROLE, 1, 1, 0)]
+
+
+def test_a_write_refused_before_its_payload_has_left_keeps_its_slot_until_then() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 3)])
+    (send,) = sent(core)
+    assert core.answered(answer(send, 28)) == []
+    assert core.left(send.pending, core.epoch) == [Done(ROLE, 1, 1, 28)]
+
+
+def test_a_payload_that_left_in_an_ended_epoch_does_not_count() -> None:
+    core = online()
+    core.ask(ROLE, 1, [write(1, 3)])
+    (send,) = sent(core)
+    old_epoch = core.epoch
+    core.on(Event.LOST)
+    core.on(Event.ENABLED)
+    core.agree(frozenset({RECORD.export_id}))
+    core.on(Event.AGREED)
+    (again,) = sent(core)
+    assert core.left(send.pending, old_epoch) == []
+    assert core.answered(answer(again)) == []
+    assert core.left(again.pending, core.epoch) == [Done(ROLE, 1, 1, 0)]
 
 
 def test_everything_unanswered_is_sent_again_in_order_after_a_loss() -> None:
@@ -132,6 +156,8 @@ def test_new_requests_wait_until_the_dead_queues_are_answered() -> None:
     core.queue_arrived(ROLE, 2, RECORD, 16, SLOT)
     core.ask(ROLE, 2, [write(1, 5)])
     assert sent(core) == []
+    for send in old:
+        core.left(send.pending, core.epoch)
     assert core.answered(answer(old[0])) == []  # an orphan's answer is nobody's
     assert sent(core) == []
     assert core.answered(answer(old[1])) == [Release(ROLE, 1)]

@@ -37,16 +37,19 @@ def tell(kind: str, **fields: Any) -> None:
     print(json.dumps({"kind": kind, **fields}), flush=True)
 
 
-def wait_for(what: str, condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """Poll (the kernel's files announce nothing) until `condition` is true; DemoFailed names what did not come."""
-    end = time.monotonic() + deadline_s
+def wait_for(what: str, condition: Callable[[], Any], interval_s: float = 0.02) -> Any:
+    """Poll (the kernel's files announce nothing) until `condition` is true; DemoFailed names what did not come.
+
+    `interval_s` is longer where each look costs the processes that are looked at.
+    """
+    end = time.monotonic() + DEADLINE_S
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise DemoFailed(f"waited {deadline_s:g} s for {what}")
-        time.sleep(0.02)
+            raise DemoFailed(f"waited {DEADLINE_S:g} s for {what}")
+        time.sleep(interval_s)
 
 
 def replug(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +96,7 @@ def both_sides(image_file: Path, scratch: Path) -> Iterator[Bench]:
         )
         stack.callback(serve.kill)
         try:
-            devices = wait_for("both devices to be live", lambda: _devices(serve, log))
+            devices = wait_for("both devices to be live", lambda: _devices(serve, log), interval_s=0.5)
             disk, room = devices[image_file.stat().st_size], devices[scratch.stat().st_size]
             bench = Bench(image_file, scratch, disk["device"], room["device"], disk["role"], serve)
             stack.callback(lambda: _take_down(bench.serve))

@@ -1,0 +1,81 @@
+"""The transport's answer to transfers that fail: link loss is waited out, anything else starts the link over."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bus.loop import Loop
+from common.log import Log
+from common.wire import Op, Request
+from gadget.usb import udc
+from gadget.usb.configfs import GadgetTree
+from gadget.usb.core import Pending
+from gadget.usb.transport import Setup, Transport
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
+NOWHERE = 8  # an address no process has mapped
+PENDING = Pending("queue.a", 1, 1, 0, Request(Op.WRITE, 0, 1, 0, 1))
+
+
+class Recorder:
+    """A handler that only writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.enables, self.losses = 0, list[str]()
+
+    def enabled(self) -> None:
+        self.enables += 1
+
+    def lost(self, why: str) -> None:
+        self.losses.append(why)
+
+    def setup(self, setup: Setup) -> None:
+        setup.stall()
+
+    def message(self, data: bytes) -> None: ...
+    def filled(self, pending: Pending, epoch: int) -> None: ...
+    def left(self, pending: Pending, epoch: int) -> None: ...
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[GadgetTree]:
+    dummies = [name for name in udc.controllers() if udc.is_dummy(name)]
+    if not dummies:
+        pytest.skip("no dummy USB device controller here")
+    tree = GadgetTree("transport", dummies[-1], 0x1D6B, 0x0104, "t1", "transport test", tmp_path / "ffs")
+    yield tree
+    tree.remove()
+
+
+def run_until(loop: Loop, what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+
+    def look() -> None:
+        if condition():
+            loop.stop()
+        assert time.monotonic() < deadline, f"waited 20 s for {what}"
+
+    loop._code = None
+    loop.before_wait(look)
+    loop.every(0.05, lambda: None)
+    loop.run()
+    loop._before_wait.remove(look)
+
+
+def test_a_transfer_that_fails_while_the_link_is_up_starts_it_over_and_leaves_nothing_disowned(
+    tree: GadgetTree, tmp_path: Path
+) -> None:
+    """Seen with EFAULT and ENOMEM: no ENABLE comes by itself then, and the side waited for one for ever."""
+    loop, handler = Loop(), Recorder()
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler)
+    transport.bind()
+    run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.arm()
+    transport.send_payload(PENDING, 1, NOWHERE, 4096)
+    transport.submit()
+    run_until(loop, "the second ENABLE", lambda: handler.enables == 2)
+    run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)
+    assert handler.losses == ["re-enumerating"]
+    assert "Bad address" in (tmp_path / "log").read_text()
