@@ -14,16 +14,15 @@ UNPLUGGED_S = 1.5  # how long the cable stays out: long enough to see that every
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` makes it happen and, for a cable, mends it. `victim` is (side, role) of the one process that dies.
+    """`strike` makes it happen and, for a cable, mends it. `victims` are (side, role) whose process is another then.
 
-    `heir` is the one that takes its place and its name, so that another takes its own: a spawner's twin.
+    A spawner's twin takes its place and its name, and another takes the twin's: so both names change hands.
     """
 
     title: str
     strike: Callable[[], None]
-    victim: tuple[Side, str] | None = None
+    victims: tuple[tuple[Side, str], ...] = ()
     held_s: float = 0.0
-    heir: tuple[Side, str] | None = None
 
 
 def _write(path: Path, text: str) -> None:
@@ -56,12 +55,18 @@ def deauthorize(find_device: Callable[[], Path]) -> Fault:
 
 def kill(side: Side, role: str, instance: str = "default") -> Fault:
     """kill -9 of one role."""
+    return kill_all([(side, role)], instance)
+
+
+def kill_all(roles: list[tuple[Side, str]], instance: str = "default") -> Fault:
+    """kill -9 of several roles, one right after the other."""
 
     def strike() -> None:
-        record = living(Runtime(side, instance), role)
-        if record is None:
-            raise RuntimeError(f"{side} {role} does not run: nothing to kill")
-        os.kill(record.pid, signal.SIGKILL)
+        for side, role in roles:
+            record = living(Runtime(side, instance), role)
+            if record is None:
+                raise RuntimeError(f"{side} {role} does not run: nothing to kill")
+            os.kill(record.pid, signal.SIGKILL)
 
-    heir = (side, "twin") if role == "spawner" else None
-    return Fault(f"kill -9 {side} {role}", strike, victim=(side, role), heir=heir)
+    heirs = [(side, "twin") for side, role in roles if role == "spawner"]
+    return Fault("kill -9 " + " and ".join(f"{side} {role}" for side, role in roles), strike, (*roles, *heirs))

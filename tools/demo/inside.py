@@ -311,21 +311,16 @@ def _pause(load: Load, devices: list[str], counts: dict[str, int], started: floa
 
 
 def _successor_runs(fault: Fault) -> bool:
-    if fault.victim is None:
-        return True
-    side, role = fault.victim
-    return living(Runtime(side), role) is not None
+    return all(living(Runtime(side), role) is not None for side, role in fault.victims)
 
 
 def _others_alive(before: dict[tuple[Side, str], int], fault: Fault) -> None:
     def settled() -> dict[tuple[Side, str], int] | None:
         now = pids()
-        replaced = [key for key in (fault.victim, fault.heir) if key is not None]
-        return now if all(now.get(key) not in (None, before.get(key)) for key in replaced) else None
+        return now if all(now.get(key) not in (None, before.get(key)) for key in fault.victims) else None
 
     after = wait_for(f"a successor after: {fault.title}", settled)
-    spared = [key for key in before if key not in (fault.victim, fault.heir)]
-    changed = [key for key in spared if after.get(key) != before[key]]
+    changed = [key for key in before if key not in fault.victims and after.get(key) != before[key]]
     if changed:
         raise DemoFailed(f"{fault.title}: other processes changed too: {changed}")
 
