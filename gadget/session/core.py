@@ -44,6 +44,28 @@ def configure(state: State, config: ConfigExports, taken_ublk_ids: frozenset[int
     return Decision(new, agreed, refused)
 
 
+def adopt(state: State, found: tuple[Device, ...]) -> tuple[State, list[str]]:
+    """`state` with every device of ours that the kernel has; and what the operator should know of it, a line each.
+
+    The kernel is right about which number an export has: two devices for one export must never be, and none may be
+    left behind unmentioned.
+    """
+    devices = {d.record.export_id: d for d in state.devices}
+    numbers = {d.ublk_id for d in found}
+    notices = []
+    for device in found:
+        export_id = device.record.export_id
+        known = devices.get(export_id)
+        if known is not None and known.ublk_id == device.ublk_id:
+            continue
+        if known is not None and known.ublk_id in numbers:
+            notices.append(f"/dev/ublkb{device.ublk_id} is a second device of export {export_id:#x}: remove it by hand")
+            continue
+        devices[export_id] = device
+        notices.append(f"/dev/ublkb{device.ublk_id} of export {export_id:#x} is not in the state file: taken over")
+    return replace(state, devices=tuple(devices.values())), notices
+
+
 def export_name(record: ExportRecord) -> str:
     """v0 carries no names: the id in hex, as the host shows it too."""
     return f"{record.export_id:08x}"

@@ -8,7 +8,6 @@ import mmap
 import os
 import secrets
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from bus.envelope import Body, Kind
@@ -16,7 +15,8 @@ from bus.role import Role
 from common import limits
 from common.errors import WireError
 from common.wire import ConfigExports
-from gadget.session.core import configure
+from gadget.session.core import adopt, configure
+from gadget.session.kernel import devices_of, ublk_ids
 from gadget.session.state import Device, State, load, save
 
 QUEUE_ENTRY = "gadget.ublk.role"
@@ -48,18 +48,20 @@ class Session:
         try:
             state = load(self._path)
         except WireError as error:
-            # Its devices may exist: keep the evidence, say so, and never make a second device for one export silently.
+            # The kernel tells which devices it had (below); a new session id tells the host to begin anew.
             aside = self._path.with_suffix(".unreadable")
             os.replace(self._path, aside)
             self._role.log.error(f"{error}: kept as {aside.name}; starting a new session")
             state = None
-        if state is None:
-            state = State(secrets.randbits(63) + 1)
-            save(self._path, state)
-            self._role.log.info(f"new session {state.session_id:#018x}")
-        else:
-            self._role.log.info(f"session {state.session_id:#018x} goes on with {len(state.devices)} devices")
-        return state
+        fresh = state is None
+        known = state or State(secrets.randbits(63) + 1)
+        known, notices = adopt(known, devices_of(self._role.runtime.instance))
+        for notice in notices:
+            self._role.log.warning(notice)
+        save(self._path, known)
+        how = "is new" if fresh else "goes on"
+        self._role.log.info(f"session {known.session_id:#018x} {how}, with {len(known.devices)} devices")
+        return known
 
     # -- towards the watchdog ------------------------------------------------------------------------------------
     def _want_queues(self) -> None:
@@ -74,7 +76,6 @@ class Session:
             "block_size": device.record.block_size,
             "size_bytes": device.record.size_bytes,
             "ublk_id": device.ublk_id,
-            "mark": self._state.session_id & (1 << 63) - 1,
             "depth": int(self._role.args.get("queue_depth", limits.QUEUE_DEPTH)),
             "max_io_bytes": int(self._role.args.get("max_io_bytes", limits.MAX_IO_BYTES)),
         }
@@ -109,7 +110,7 @@ class Session:
             self._configure(ConfigExports.decode(body["data"]), int(body["count"]))
 
     def _configure(self, config: ConfigExports, count: int) -> None:
-        decision = configure(self._state, config, _ublk_ids(), mmap.PAGESIZE)
+        decision = configure(self._state, config, ublk_ids(), mmap.PAGESIZE)
         for export_id, why in decision.refused.items():
             self._role.log.warning(f"export {export_id:#x}: {why}")
         if decision.state != self._state:
@@ -156,22 +157,5 @@ class Session:
         }
 
 
-def _ublk_ids() -> frozenset[int]:
-    """Numbers of all ublk devices of this machine, whoever made them (/sys/class/ublk-char/ublkcN)."""
-    try:
-        names = os.listdir("/sys/class/ublk-char")
-    except FileNotFoundError:
-        return frozenset()
-    return frozenset(int(name.removeprefix("ublkc")) for name in names)
-
-
 def start(role: Role) -> None:
     Session(role)
-
-
-def state_of(path: Path) -> State | None:
-    """For commands: the devices a dead side has left, or None."""
-    try:
-        return load(path)
-    except WireError:
-        return None

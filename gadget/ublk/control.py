@@ -30,16 +30,8 @@ from gadget.ublk.abi import (
 from gadget.ublk.uring import IORING_OP_URING_CMD, Ring
 
 CONTROL_PATH: Final = "/dev/ublk-control"
-MARK_MAGIC: Final = 0x5250_4C47  # "RPLG": upper half of ublksrv_flags in the devices we make
 RECOVERABLE: Final = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
 _KNOWN_FEATURES: Final = (1 << 64) - 1
-
-
-def ownership_mark(export_id: int) -> int:
-    """The 64-bit ublksrv_flags of the device that serves this export: ours, and whose."""
-    if not 0 < export_id <= 0xFFFFFFFF:
-        raise ValueError(f"export id {export_id:#x} is not a non-zero u32")
-    return MARK_MAGIC << 32 | export_id
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,6 @@ class DeviceInfo:
     hw_queues: int = 1
     owner_uid: int = 0
     owner_gid: int = 0
-
-    @property
-    def export_id(self) -> int | None:
-        """The export this device serves, None if we did not make it."""
-        return self.mark & 0xFFFFFFFF if self.mark >> 32 == MARK_MAGIC else None
 
 
 @dataclass(frozen=True)
@@ -138,11 +125,11 @@ _PLAN_OF_OURS: Final[dict[int, Plan]] = {
 }
 
 
-def plan(info: DeviceInfo | None, export_id: int) -> Plan:
-    """What to do about the device `info` (None: there is none) to serve `export_id` with it. Pure."""
+def plan(info: DeviceInfo | None, mark: int) -> Plan:
+    """What to do about the device `info` (None: there is none) to serve the export of `mark` with it. Pure."""
     if info is None:
         return Plan.ADD
-    if info.mark != ownership_mark(export_id) or info.flags & RECOVERABLE != RECOVERABLE:
+    if info.mark != mark or info.flags & RECOVERABLE != RECOVERABLE:
         return Plan.FOREIGN
     return _PLAN_OF_OURS.get(info.state, Plan.FOREIGN)
 
@@ -188,7 +175,7 @@ class Control:
     def add(self, dev_id: int, depth: int, max_io_bytes: int, mark: int, flags: int = RECOVERABLE) -> DeviceInfo:
         """Make /dev/ublkc<dev_id>, with one hardware queue (UBLK_U_CMD_ADD_DEV). Returns what the driver made of it.
 
-        `mark` is kept for us in ublksrv_flags (see ownership_mark). dev_id -1 lets the kernel choose.
+        `mark` is kept for us in ublksrv_flags (see gadget.ublk.mark). dev_id -1 lets the kernel choose.
         Raises FileExistsError (EEXIST) if the id is taken, also by a deleted device that somebody still holds
         open; OSError(EINVAL) for a depth outside 1..4096, ENOMEM.
         """

@@ -19,9 +19,10 @@ from common import limits
 from common.errors import Gone, Refused, WireError
 from common.wire import Op
 from gadget.ublk.abi import BlockOp
-from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, ownership_mark, plan
+from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, plan
 from gadget.ublk.core import Commit, QueueCore, parse_completions
 from gadget.ublk.device import QueueDevice, settle_queue_limits
+from gadget.ublk.mark import ownership_mark
 
 _OPS = {BlockOp.READ: Op.READ, BlockOp.WRITE: Op.WRITE, BlockOp.FLUSH: Op.FLUSH, BlockOp.DISCARD: Op.DISCARD}
 _RETRY_S = 0.003  # while the kernel tears down the dead owner's ring (measured: 4 ms), or devtmpfs makes a node
@@ -34,6 +35,7 @@ class Queue:
     def __init__(self, role: Role) -> None:
         self._role, args = role, role.args
         self._ublk_id, self._export_id = int(args["ublk_id"]), int(args["export_id"])
+        self._mark = ownership_mark(role.runtime.instance, self._export_id)
         self._block_size, self._size_bytes = int(args["block_size"]), int(args["size_bytes"])
         self._depth, self._max_io = int(args["depth"]), int(args["max_io_bytes"])
         self._waits_for = "the ublk driver"
@@ -52,7 +54,7 @@ class Queue:
             info = self._control.find(self._ublk_id)
         except FileNotFoundError:
             return self._again(self._take_device, f"/dev/ublkb{self._ublk_id} of before, deleted but still held open")
-        match plan(info, self._export_id):
+        match plan(info, self._mark):
             case Plan.ADD:
                 self._add()
             case Plan.RECREATE:
@@ -73,7 +75,7 @@ class Queue:
             max_discard_bytes=_MAX_DISCARD,
         )
         try:
-            self._control.add(self._ublk_id, self._depth, self._max_io, ownership_mark(self._export_id))
+            self._control.add(self._ublk_id, self._depth, self._max_io, self._mark)
         except FileExistsError:
             return self._again(self._take_device, f"ublk device number {self._ublk_id} to become free")
         self._control.set_params(self._ublk_id, params)
@@ -232,7 +234,7 @@ def retire(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
         info = control.find(ublk_id)
     except FileNotFoundError:
         return  # deleted already; it goes when its last holder lets go
-    if info is None or info.mark != ownership_mark(int(args["export_id"])):
+    if info is None or info.mark != ownership_mark(runtime.instance, int(args["export_id"])):
         return
     try:
         control.stop(ublk_id)

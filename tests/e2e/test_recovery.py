@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,31 @@ def test_gadget_up_takes_back_the_same_devices_after_the_whole_side_was_killed(
     inside.strike(load, whole_side(G, ["gadget", "up"]))
     assert sorted(p.name for p in Path("/dev").glob("ublkb*")) == before
     assert inside.status(G)["session_id"] == session
+
+
+@pytest.mark.parametrize(
+    "ruin", [lambda data: data[: len(data) // 2], lambda data: b"", None], ids=["torn", "empty", "gone"]
+)
+def test_gadget_up_finds_its_devices_in_the_kernel_when_the_state_file_is(
+    ruin: Callable[[bytes], bytes] | None, bench: inside.Bench, load: inside.Load
+) -> None:
+    before = sorted(p.name for p in Path("/dev").glob("ublkb*"))
+    session, path = inside.status(G)["session_id"], Runtime(G).state_path()
+    fault = whole_side(G, ["gadget", "up"])
+
+    def strike() -> None:
+        records = all_living(Runtime(G))
+        kill_records(records)
+        assert await_deaths(records, limits.DEATH_S)
+        data = path.read_bytes()
+        path.unlink()
+        if ruin is not None:
+            path.write_bytes(ruin(data))
+        fault.strike()
+
+    inside.strike(load, faults.Fault("whole gadget side and its state file", strike, fault.victims))
+    assert sorted(p.name for p in Path("/dev").glob("ublkb*")) == before
+    assert inside.status(G)["session_id"] != session
 
 
 def test_host_serve_goes_on_after_the_whole_side_was_killed(bench: inside.Bench, load: inside.Load) -> None:

@@ -27,11 +27,13 @@ import pytest
 from common.errors import Gone
 from gadget.ublk import device as device_module
 from gadget.ublk.abi import BlockOp, DeviceState, Feature, IoFlag
-from gadget.ublk.control import CONTROL_PATH, RECOVERABLE, Control, DeviceParams, Plan, ownership_mark, plan
+from gadget.ublk.control import CONTROL_PATH, RECOVERABLE, Control, DeviceParams, Plan, plan
 from gadget.ublk.device import QueueDevice, settle_queue_limits
+from gadget.ublk.mark import ownership_mark
 
 DEV_ID = 48  # high enough not to meet a device of somebody else's
 EXPORT_ID = 7
+MARK = ownership_mark("test", EXPORT_ID)
 DEPTH = 8
 BLOCK = 4096
 MAX_IO = 128 * 1024
@@ -205,14 +207,14 @@ def serve(shared: Shared, say: Say, stop_at: str, trusted: bool, linger: bool) -
     if trusted:  # what a careless server would do
         setattr(device_module, "without_sys_admin", contextlib.nullcontext)  # noqa: B010
     with Control() as control:
-        step = plan(control.find(DEV_ID), EXPORT_ID)
+        step = plan(control.find(DEV_ID), MARK)
         say(f"plan {step.name}")
         if step is Plan.RECREATE:
             control.delete_async(DEV_ID)  # not `delete`, which would wait for a user that holds a stopped disk
         if step is Plan.RECOVER:
             begin_recovery(control, say)
         else:
-            retry(lambda: control.add(DEV_ID, DEPTH, MAX_IO, ownership_mark(EXPORT_ID)), errno.EEXIST)
+            retry(lambda: control.add(DEV_ID, DEPTH, MAX_IO, MARK), errno.EEXIST)
             stage("added")
             control.set_params(DEV_ID, PARAMS)
     stage("begun")
@@ -585,8 +587,8 @@ def test_second_start_user_recovery_is_told_einval_and_recovery_goes_on(lab: Lab
 
 
 def test_start_user_recovery_of_a_device_made_without_it_is_told_einval(lab: Lab, control: Control) -> None:
-    info = control.add(DEV_ID, DEPTH, MAX_IO, ownership_mark(EXPORT_ID), flags=0)
-    assert plan(info, EXPORT_ID) is Plan.FOREIGN
+    info = control.add(DEV_ID, DEPTH, MAX_IO, MARK, flags=0)
+    assert plan(info, MARK) is Plan.FOREIGN
     told(errno.EINVAL, lambda: control.start_user_recovery(DEV_ID), "ublk START_USER_RECOVERY of device 48: ")
 
 
@@ -617,10 +619,10 @@ def test_info_gives_back_what_was_added(lab: Lab, control: Control) -> None:
     server = lab.live()
     info = control.info(DEV_ID)
     assert (info.dev_id, info.depth, info.max_io_bytes, info.hw_queues) == (DEV_ID, DEPTH, MAX_IO, 1)
-    assert (info.state, info.pid, info.mark) == (DeviceState.LIVE, server.pid, ownership_mark(EXPORT_ID))
+    assert (info.state, info.pid, info.mark) == (DeviceState.LIVE, server.pid, MARK)
     assert info.flags & RECOVERABLE == RECOVERABLE
     assert control.get_params(DEV_ID) == PARAMS
-    assert plan(info, EXPORT_ID + 1) is Plan.FOREIGN
+    assert plan(info, MARK + 1) is Plan.FOREIGN
 
 
 def test_features_include_what_we_need(control: Control) -> None:
@@ -640,14 +642,14 @@ def test_a_taken_id_is_told_eexist_and_a_started_device_takes_no_parameters(lab:
 
 
 def test_a_block_size_above_the_page_is_told_einval(lab: Lab, control: Control) -> None:
-    control.add(DEV_ID, DEPTH, MAX_IO, ownership_mark(EXPORT_ID))
+    control.add(DEV_ID, DEPTH, MAX_IO, MARK)
     control.set_params(DEV_ID, DeviceParams(SIZE, mmap.PAGESIZE, MAX_IO))
     too_large = DeviceParams(SIZE, 2 * mmap.PAGESIZE, MAX_IO)
     told(errno.EINVAL, lambda: control.set_params(DEV_ID, too_large), "ublk SET_PARAMS of device 48: ")
 
 
 def test_a_command_that_does_not_end_is_told_etimedout_and_closes_the_control(lab: Lab, control: Control) -> None:
-    control.add(DEV_ID, DEPTH, MAX_IO, ownership_mark(EXPORT_ID))
+    control.add(DEV_ID, DEPTH, MAX_IO, MARK)
     control.set_params(DEV_ID, PARAMS)
     impatient = Control(timeout_s=0.05)
     told(errno.ETIMEDOUT, lambda: impatient.start(DEV_ID, os.getpid()), "io_uring: no completion in 0.05 s")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import WireError
 from common.wire import ConfigExports, ExportRecord
-from gadget.session.core import configure
+from gadget.session.core import adopt, configure
 from gadget.session.state import Device, State, load, save
 
 A, B = ExportRecord(0xA, 4096, 1 << 20), ExportRecord(0xB, 512, 1 << 20)
@@ -91,3 +91,30 @@ def test_another_version_is_named() -> None:
 def test_two_devices_of_one_number_are_refused() -> None:
     with pytest.raises(WireError, match="twice"):
         State.decode(State(1, (Device("a", A, 0), Device("b", B, 0))).encode())
+
+
+def test_devices_the_state_file_lost_are_taken_over_and_told() -> None:
+    state, notices = adopt(State(1), (Device("a", A, 0), Device("b", B, 3)))
+    assert [(d.record, d.ublk_id) for d in state.devices] == [(A, 0), (B, 3)]
+    assert len(notices) == 2 and all("taken over" in notice for notice in notices)
+
+
+def test_devices_the_state_file_knows_are_nothing_new() -> None:
+    state = State(1, (Device("a", A, 0),))
+    assert adopt(state, (Device("a", A, 0),)) == (state, [])
+
+
+def test_the_kernel_is_right_about_the_number_of_a_device() -> None:
+    state, notices = adopt(State(1, (Device("a", A, 0),)), (Device("a", A, 5),))
+    assert [d.ublk_id for d in state.devices] == [5] and len(notices) == 1
+
+
+def test_a_second_device_of_an_export_is_never_used_and_always_told() -> None:
+    state, notices = adopt(State(1, (Device("a", A, 0),)), (Device("a", A, 0), Device("a", A, 5)))
+    assert [d.ublk_id for d in state.devices] == [0]
+    assert "second device" in notices[0]
+
+
+def test_a_device_not_made_yet_stays_in_the_state() -> None:
+    state = State(1, (Device("a", A, 0),))
+    assert adopt(state, ()) == (state, [])

@@ -12,10 +12,11 @@ import pytest
 from common.errors import Illegal
 from common.syscalls import syscall
 from gadget.ublk import abi
-from gadget.ublk.control import RECOVERABLE, DeviceInfo, DeviceParams, Plan, ownership_mark, plan
+from gadget.ublk.control import RECOVERABLE, DeviceInfo, DeviceParams, Plan, plan
 from gadget.ublk.device import QueueDevice, settle_queue_limits, without_sys_admin
+from gadget.ublk.mark import export_of, ownership_mark
 
-OURS = DeviceInfo(3, 16, 131072, flags=RECOVERABLE | abi.Feature.CMD_IOCTL_ENCODE, mark=ownership_mark(7))
+OURS = DeviceInfo(3, 16, 131072, flags=RECOVERABLE | abi.Feature.CMD_IOCTL_ENCODE, mark=ownership_mark("one", 7))
 
 
 @pytest.mark.parametrize(
@@ -27,30 +28,33 @@ OURS = DeviceInfo(3, 16, 131072, flags=RECOVERABLE | abi.Feature.CMD_IOCTL_ENCOD
         (replace(OURS, state=abi.DeviceState.DEAD), Plan.RECREATE),
         (replace(OURS, state=abi.DeviceState.FAIL_IO), Plan.FOREIGN),
         (replace(OURS, state=17), Plan.FOREIGN),
-        (replace(OURS, mark=ownership_mark(8)), Plan.FOREIGN),
+        (replace(OURS, mark=ownership_mark("one", 8)), Plan.FOREIGN),
+        (replace(OURS, mark=ownership_mark("two", 7)), Plan.FOREIGN),
         (replace(OURS, mark=0, state=abi.DeviceState.DEAD), Plan.FOREIGN),
         (replace(OURS, mark=7), Plan.FOREIGN),
         (replace(OURS, flags=int(abi.Feature.USER_RECOVERY)), Plan.FOREIGN),
     ],
 )
 def test_plan_follows_from_mark_flags_and_state(info: DeviceInfo | None, wanted: Plan) -> None:
-    assert plan(info, 7) is wanted
+    assert plan(info, OURS.mark) is wanted
 
 
 def test_every_state_has_a_plan() -> None:
-    assert all(plan(replace(OURS, state=state), 7) in Plan for state in abi.DeviceState)
+    assert all(plan(replace(OURS, state=state), OURS.mark) in Plan for state in abi.DeviceState)
 
 
-def test_mark_tells_the_export() -> None:
-    assert ownership_mark(1) == 0x52504C4700000001
-    assert OURS.export_id == 7
-    assert replace(OURS, mark=7).export_id is None
+def test_mark_tells_the_export_to_its_own_instance_only() -> None:
+    mark = ownership_mark("one", 7)
+    assert mark >> 48 == 0x5250 and mark < 1 << 64
+    assert export_of(mark, "one") == 7
+    assert export_of(mark, "two") is None
+    assert export_of(7, "one") is None and export_of(0, "one") is None
 
 
 @pytest.mark.parametrize("export_id", [0, -1, 1 << 32])
 def test_mark_refuses_what_is_no_export_id(export_id: int) -> None:
     with pytest.raises(ValueError, match="export id"):
-        ownership_mark(export_id)
+        ownership_mark("one", export_id)
 
 
 def test_parameters_survive_the_kernels_form() -> None:

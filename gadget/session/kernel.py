@@ -1,0 +1,48 @@
+"""The devices of an instance as the kernel has them: what is left when a state file is lost or torn. Reads only."""
+
+import os
+
+from common.errors import WireError
+from common.wire import ExportRecord
+from gadget.session.core import export_name
+from gadget.session.state import Device
+from gadget.ublk.control import Control
+from gadget.ublk.mark import export_of
+
+_ANSWER_S = 5.0  # GET_PARAMS waits for the device's mutex, which a stuck owner may hold
+
+
+def ublk_ids() -> frozenset[int]:
+    """Numbers of all ublk devices of this machine, whoever made them (/sys/class/ublk-char/ublkcN)."""
+    try:
+        names = os.listdir("/sys/class/ublk-char")
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(int(name.removeprefix("ublkc")) for name in names)
+
+
+def devices_of(instance: str) -> tuple[Device, ...]:
+    """Every device that carries this instance's mark and has a size. One that was never given one has no disk either.
+
+    Raises OSError, TimeoutError if a device does not answer.
+    """
+    numbers = sorted(ublk_ids())
+    if not numbers:
+        return ()
+    found = []
+    with Control(timeout_s=_ANSWER_S) as control:
+        for number in numbers:
+            try:
+                info = control.find(number)
+            except FileNotFoundError:
+                continue  # deleted, and somebody still holds it open
+            export_id = export_of(info.mark, instance) if info is not None else None
+            if export_id is None:
+                continue
+            params = control.get_params(number)
+            try:
+                record = ExportRecord(export_id, params.block_size, params.size_bytes)
+            except WireError:
+                continue
+            found.append(Device(export_name(record), record, number))
+    return tuple(found)
