@@ -117,6 +117,10 @@ def ended(told: Told) -> bool:
 
 
 def threads() -> list[str]:
+    """Names of the attachment's threads that are still there. The one that told of the end gets time to end itself."""
+    for thread in threading.enumerate():
+        if thread.name == "usb close":
+            thread.join(10)
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("usb ")]
 
 

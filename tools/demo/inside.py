@@ -151,7 +151,7 @@ def _comm(path: Path) -> str:
 
 def _tell_logs() -> None:
     for path in sorted(Path("/run/replug").glob("*/log/*.log")):
-        for line in path.read_text(errors="replace").splitlines()[-15:]:
+        for line in path.read_text(errors="replace").splitlines()[-25:]:
             tell("log", text=f"{path.parent.parent.name}: {line}")
 
 
@@ -261,7 +261,18 @@ def _judge(one: dd.Dd) -> int:
 
 
 def strike(load: Load, fault: Fault) -> None:
-    """Strike once, while both dds have requests in flight; measure the pause; see that nobody else died."""
+    """Strike once, while both dds have requests in flight; measure the pause; see that nobody else died.
+
+    What goes wrong is told with the logs of both sides, as the processes that wrote them may be gone by the end.
+    """
+    try:
+        _strike(load, fault)
+    except DemoFailed:
+        _tell_logs()
+        raise
+
+
+def _strike(load: Load, fault: Fault) -> None:
     before = pids()
     wait_for(f"both dds to be in the middle, before: {fault.title}", load.both_in_the_middle)
     offsets = {d.direction: d.offset for d in load.running}

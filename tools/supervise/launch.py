@@ -3,6 +3,7 @@
 Called by the command line, and by a watchdog whose spawner and twin have died at once.
 """
 
+import errno
 import os
 import selectors
 import signal
@@ -51,7 +52,10 @@ def open_pidfd(record: ProcessRecord) -> int | None:
     """A pidfd of exactly that process, or None if it is dead: its pid may be another's by now."""
     try:
         fd = os.pidfd_open(record.pid)
-    except ProcessLookupError:
+    except OSError as error:
+        # EINVAL: dead too, but its number lives on as the session id of its children (a spawner's does).
+        if error.errno not in (errno.ESRCH, errno.EINVAL):
+            raise
         return None
     if start_ticks(record.pid) == record.start_ticks:
         return fd
