@@ -29,7 +29,7 @@ from gadget.usb.configfs import GadgetTree
 from gadget.usb.endpoint import DEEP, Endpoint, Transfer, pieces
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
 from gadget.usb.transport import PACKET_BYTES
-from tests.e2e.v0_host import await_event, enumerated
+from tests.e2e.v0_host import await_event, enumerated, fresh_backend
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(90)]
 DEADLINE_S = 20.0
@@ -115,8 +115,7 @@ class Host:
     """pyusb on the gadget that is enumerated now; calls come back as futures, so that the gadget can go on."""
 
     def __init__(self) -> None:
-        usb.backend.libusb1._lib_object = None  # without udevd an old libusb context never learns of new devices
-        self.device = usb.core.find(idVendor=0x1D6B, idProduct=0x0104, backend=usb.backend.libusb1.get_backend())
+        self.device = usb.core.find(idVendor=0x1D6B, idProduct=0x0104, backend=fresh_backend())
         self.interface = self.device.get_active_configuration()[(0, 0)]
         self.interrupt_in, self.interrupt_out, self.bulk_in, self.bulk_out = self.interface
         self._pool = ThreadPoolExecutor(4)

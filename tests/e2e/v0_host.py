@@ -3,6 +3,7 @@
 Not the product's host: it knows nothing of replug's ways, so what works with it works with any v0 host.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,19 @@ def await_event(what: str, look: Callable[[], T], deadline_s: float = 30) -> T:
     return value
 
 
+_backends: list[object] = []
+
+
+def fresh_backend() -> object:
+    """A libusb context of its own: without udevd an old one never learns of new devices.
+
+    It is kept for good: libusb_exit while something of it is still referred to crashes the whole process.
+    """
+    usb.backend.libusb1._lib_object = None
+    _backends.append(usb.backend.libusb1.get_backend())
+    return _backends[-1]
+
+
 class V0Host:
     """Claims the gadget that is enumerated now. `data` is the disk; `status_of` may fail requests."""
 
@@ -50,8 +64,8 @@ class V0Host:
         self.ended = ""
         place = await_event("the gadget to be enumerated", enumerated)
         self.number = int((place / "devnum").read_text())
-        usb.backend.libusb1._lib_object = None  # without udevd an old libusb context never learns of new devices
-        self.device = usb.core.find(idVendor=0x1D6B, idProduct=0x0104, backend=usb.backend.libusb1.get_backend())
+        self.device = usb.core.find(idVendor=0x1D6B, idProduct=0x0104, backend=fresh_backend())
+        self._server: threading.Thread | None = None
         interface = self.device.get_active_configuration()[(0, 0)]
         by = {(e.bmAttributes & 3, bool(e.bEndpointAddress & 0x80)): e for e in interface}
         self.endpoints = [(e.bEndpointAddress, e.bmAttributes & 3, e.wMaxPacketSize) for e in interface]
@@ -75,7 +89,8 @@ class V0Host:
 
     def serve(self) -> None:
         """Answer requests in a thread until the link ends."""
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
 
     def respond(self, data: bytes) -> None:
         self._responses.write(data, 5000)
@@ -106,5 +121,11 @@ class V0Host:
                 self._payloads_out.write(bytes(self.data[offset : min(offset + 65536, start + size)]), 0)
 
     def leave(self) -> None:
-        """Let go of the interface, as a host daemon that exits does."""
+        """Let go of the interface. A read in another thread is ended first: to close under it crashes libusb."""
+        if self._server is not None:
+            if self._server.is_alive():
+                with contextlib.suppress(usb.core.USBError):
+                    self.device.reset()
+            self._server.join(20)
+            assert not self._server.is_alive(), "the host's read did not end after a reset"
         usb.util.dispose_resources(self.device)

@@ -15,7 +15,7 @@ from tools.supervise.table import TABLE, Do, Event, State
 
 BOUNDS = SupervisionLimits(60.0, 8.0, 0.05, 5.0, 3.0, 10.0, 30.0)
 NO_PROCESS = {State.GONE, State.WAITING, State.SPAWNING, State.FAILED, State.RETIRE_ORDERED}
-DEATHS = {Event.DIED_READY, Event.DIED_EARLY, Event.DIED_NEVER, Event.DIED_UNWANTED}
+DEATHS = {Event.DIED_READY, Event.DIED_EARLY, Event.DIED_NEVER, Event.DIED_UNWANTED, Event.DIED_UNSEEN}
 USB = RoleSpec("usb", "x.usb")
 KILLED, EXIT_10, EXIT_20, EXIT_0 = signal.SIGKILL.value, 10 << 8, 20 << 8, 0
 
@@ -234,6 +234,19 @@ def test_a_dynamic_role_wanted_no_more_is_drained_then_retired_then_forgotten() 
     born(core, queue("a"), pid=101)
     core.died("queue.a", 101, EXIT_0, None, 1.2)
     assert core.roles == {}
+
+
+def test_a_retirement_whose_end_nobody_saw_is_done_again() -> None:
+    """The spawner, its parent, was killed with it: `down` told of a failure that there was not."""
+    core = running()
+    core.unwant("usb", 1.0)
+    core.died("usb", 100, 0, None, 1.1)
+    born(core, pid=101)
+    [again] = orders(core.died("usb", 101, None, None, 1.2))
+    assert again.retire
+    born(core, pid=102)
+    core.died("usb", 102, 0, None, 1.3)
+    assert core.roles["usb"].state is State.GONE and not core.roles["usb"].failure
 
 
 def test_a_role_wanted_again_while_it_is_retired_starts_after_that() -> None:

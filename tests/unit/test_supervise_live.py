@@ -17,7 +17,7 @@ from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, living
 from common.errors import Exit, Gone, Refused, ReplugError
 from tools.cli.side import bring_up, take_down
-from tools.supervise.launch import SPAWNER, all_living, await_deaths
+from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill
 from tools.supervise.memory import failures_path
 from tools.supervise.plan import Plan, RoleSpec, SupervisionLimits
 
@@ -308,14 +308,7 @@ def test_descriptors_kept_by_the_spawner_survive_it_and_reach_the_successor(side
 
 
 def _kill_everything(side: LiveSide) -> None:
-    rows = side.rows()
-    order = ["twin", SPAWNER, WATCHDOG, *rows]
-    for role in order:
-        if rows[role]["pid"] is not None:
-            try:
-                os.kill(rows[role]["pid"], signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    kill(all_living(side.runtime))
     for spawner in side.spawners:
         spawner.wait(5.0)
     assert await_deaths(all_living(side.runtime), 5.0)

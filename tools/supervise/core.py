@@ -200,6 +200,8 @@ class Core:
         text = describe_exit(status, reason)
         retired = life.state in ENDING
         life.pid = None
+        if retired and status is None and reason is None:
+            return self._step(life, Event.DIED_UNSEEN, now)
         if retired:
             life.failure = "" if status == 0 else text
             return self._step(life, Event.DIED_READY if life.wanted else Event.DIED_UNWANTED, now)

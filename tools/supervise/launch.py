@@ -3,6 +3,7 @@
 Called by the command line, and by a watchdog whose spawner and twin have died at once.
 """
 
+import contextlib
 import errno
 import os
 import selectors
@@ -64,12 +65,17 @@ def open_pidfd(record: ProcessRecord) -> int | None:
 
 
 def kill(records: Iterable[ProcessRecord]) -> None:
-    """SIGKILL to exactly these processes."""
-    for record in records:
-        fd = open_pidfd(record)
-        if fd is not None:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            os.close(fd)
+    """SIGKILL to exactly these processes, as if at one instant.
+
+    All are stopped first: killed one after the other, the last ones would be forking successors of the first.
+    """
+    fds = [fd for record in records if (fd := open_pidfd(record)) is not None]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for fd in fds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, number)
+    for fd in fds:
+        os.close(fd)
 
 
 def await_deaths(records: Iterable[ProcessRecord], limit_s: float) -> bool:

@@ -46,6 +46,7 @@ class Event(Enum):
     DIED_EARLY = auto()
     DIED_NEVER = auto()
     DIED_UNWANTED = auto()
+    DIED_UNSEEN = auto()  # a retirement whose parent died with it: how it ended nobody knows, so it is done again
 
 
 class Do(Enum):
@@ -103,6 +104,7 @@ TABLE: dict[tuple[State, Event], Step] = {
     **{(s, E.DIED_NEVER): (S.FAILED, ()) for s in ALIVE},
     **{(s, E.DIED_UNWANTED): (S.RETIRE_ORDERED, (Do.RETIRE,)) for s in ALIVE},
     **{(s, E.DIED_UNWANTED): (S.GONE, ()) for s in ENDING[1:]},
+    **{(s, E.DIED_UNSEEN): (S.RETIRE_ORDERED, (Do.RETIRE,)) for s in ENDING[1:]},
     **{(s, E.WANT): (s, ()) for s in S if s is not S.GONE},
     **{(s, e): (s, ()) for s in (S.SPAWNING, S.DRAINING, S.KILLING, S.STUCK, *ENDING) for e in (E.UNWANT,)},
     **{(s, e): (s, ()) for s in (S.DRAINING, S.KILLING, S.STUCK) for e in (E.READY, E.HEARD)},
