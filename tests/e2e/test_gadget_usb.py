@@ -176,7 +176,7 @@ def test_a_response_that_makes_no_sense_starts_the_link_over_and_loses_nothing(h
 
 def test_an_export_of_another_size_never_becomes_the_device(host: V0Host) -> None:
     serving(host)
-    host.device.reset()
+    host.leave()
     other = V0Host(ExportRecord(RECORD.export_id, 512, 4 << 20))
     other.send_config(wire.ConfigExports((other.record,)).encode())
     await_event("the set to be decided", lambda: other.status().active)

@@ -505,7 +505,7 @@ def test_killed_before_the_disk_exists_it_is_dead_and_made_again(lab: Lab, contr
     first.expect(stage)
     first.kill()
     info = control.info(DEV_ID)
-    assert (info.state, info.export_id) == (DeviceState.DEAD, EXPORT_ID)
+    assert (info.state, info.mark) == (DeviceState.DEAD, MARK)
     second = lab.server()
     second.expect("plan RECREATE")
     second.expect("live")
