@@ -123,9 +123,10 @@ class V0Host:
     def leave(self) -> None:
         """Let go of the interface. A read in another thread is ended first: to close under it crashes libusb."""
         if self._server is not None:
-            if self._server.is_alive():
+            deadline = time.monotonic() + 20
+            while self._server.is_alive() and time.monotonic() < deadline:
                 with contextlib.suppress(usb.core.USBError):
                     self.device.reset()
-            self._server.join(20)
+                self._server.join(1)  # a read that began only after the reset is ended by the next one
             assert not self._server.is_alive(), "the host's read did not end after a reset"
         usb.util.dispose_resources(self.device)
