@@ -12,6 +12,12 @@ STATUS_MISSES = 5  # so many misses in a row end the session (v0)
 LINK_SILENCE_S = 3.0  # gadget: no STATUS for so long is link loss (v0)
 CONTROL_TIMEOUT_MS = 2000  # one ep0 transfer; longer than a respawn of the gadget's usb role in the emulated guest
 
+# -- the wire (v1) -----------------------------------------------------------------------------------------------
+FRAME_BYTES = 64 * 1024  # one transfer, and what a read asks for: without scatter-gather it is one kmalloc
+FRAME_RECORDS = 128  # in one frame; the smallest I/Os of a full queue travel together
+WIRE_NAME_BYTES = 32  # of an export's name
+MAX_OPTIMAL_IO = 1 << 24  # bytes; more is a nonsense of the source's
+
 # -- one export --------------------------------------------------------------------------------------------------
 QUEUE_DEPTH = 16  # tags of a ublk queue; one always stays idle so that a dead owner is noticed at once
 MIN_QUEUE_DEPTH = 5  # below this, depth - 1 no longer lets the kernel merge and keep one FETCH idle

@@ -29,12 +29,13 @@ CONTROL_TYPE = {Control.IDENT: 0xC1, Control.CONFIG_EXPORTS: 0x41, Control.STATU
 
 
 class Op(IntEnum):
-    """First byte of Request and Response."""
+    """First byte of Request and Response (v0), and of a v1 record."""
 
     READ = 0
     WRITE = 1
     FLUSH = 2
     DISCARD = 3
+    WRITE_ZEROES = 4  # v1 only
 
 
 _IDENT = struct.Struct("<4sHH")
@@ -223,10 +224,9 @@ def out_of_bounds(op: Op, lba: int, blocks: int, export: ExportRecord, max_io_by
 
 
 def _op(value: int, what: str) -> Op:
-    try:
-        return Op(value)
-    except ValueError:
-        raise WireError(f"{what}: unknown op {value}") from None
+    if value > Op.DISCARD:
+        raise WireError(f"{what}: unknown op {value}")
+    return Op(value)
 
 
 def _exactly(data: bytes, size: int, what: str) -> None:
