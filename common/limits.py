@@ -14,11 +14,14 @@ CONTROL_TIMEOUT_MS = 2000  # one ep0 transfer; longer than a respawn of the gadg
 
 # -- the wire (v1) -----------------------------------------------------------------------------------------------
 FRAME_BYTES = 64 * 1024  # one transfer, and what a read asks for: without scatter-gather it is one kmalloc
+FRAME_READS = 4  # reads for frames that are kept queued; each pins a frame in the kernel
+FRAMES_IN_FLIGHT = 3  # towards the peer: enough to keep the wire busy, few enough that a crowd gathers meanwhile
 FRAME_RECORDS = 128  # in one frame; the smallest I/Os of a full queue travel together
 WIRE_NAME_BYTES = 32  # of an export's name
 MAX_OPTIMAL_IO = 1 << 24  # bytes; more is a nonsense of the source's
 
 # -- one export --------------------------------------------------------------------------------------------------
+MAX_QUEUE_DEPTH = 128  # what MAX_IN_FLIGHT allows the gadget of one export
 QUEUE_DEPTH = 16  # tags of a ublk queue; one always stays idle so that a dead owner is noticed at once
 MIN_QUEUE_DEPTH = 5  # below this, depth - 1 no longer lets the kernel merge and keep one FETCH idle
 MAX_IO_BYTES = 128 * 1024  # largest single block request: bounds the arena slot; two 64 KiB transfers
@@ -27,6 +30,7 @@ PAGE = 4096  # arena slots and ublk block sizes
 
 # -- USB ---------------------------------------------------------------------------------------------------------
 TRANSFER_BYTES = 64 * 1024  # without scatter-gather in the controller each transfer is one kmalloc
+LET_GO_S = 0.5  # after an ENABLE: the kernel has ended all transfers of before by then (at the DISABLE, in fact)
 MESSAGE_READS = 8  # reads kept queued on a message endpoint: covers a burst of responses
 
 # -- the bus -----------------------------------------------------------------------------------------------------
@@ -61,7 +65,11 @@ RETRY_S = 0.25  # pause after a failed attachment; a device that is going away i
 SETTLE_S = 15.0  # from CONFIG_EXPORTS to an active STATUS: the gadget makes block devices meanwhile
 SETTLE_LOOK_S = 0.03  # STATUS is asked this often until then
 
-# -- the host ----------------------------------------------------------------------------------------------------
+URBS_IN_FLIGHT = 4  # of each v0 stream: the next is with the controller before the loop has heard of the last
+MAX_UNWRITTEN = MAX_EXPORTS * MAX_IN_FLIGHT  # answers a gadget may leave unread; an honest one reads as it asks
+HELD_BYTES = 1 << 20  # v1: write data that have no place in an arena yet; above it no frame is read
+MAX_RESTARTS = 5  # of the v1 data plane within RESTARTS_WITHIN_S; then the device is given up and found anew
+RESTARTS_WITHIN_S = 2.0
 MAX_REQUEST_BYTES = 1 << 20  # one request of a gadget: smoo's may be larger than our own MAX_IO_BYTES
 HOST_ARENA_BYTES = 4 << 20  # payloads of one export on their way: QUEUE_DEPTH of MAX_IO_BYTES, and as much again
 SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page cache answers in parallel

@@ -20,6 +20,7 @@ class State(Enum):
     CONFIG = auto()  # our exports are being announced
     SETTLING = auto()  # STATUS is asked until the exports are in force
     ONLINE = auto()  # STATUS is asked every second
+    RESTARTING = auto()  # v1: usb begins a new epoch
     DETACHING = auto()  # waiting for usb to have let go
 
 
@@ -33,6 +34,8 @@ class Event(Enum):
     CONFIGURED = auto()  # CONFIG_EXPORTS was taken
     ACTIVE = auto()  # STATUS: exports in force, same session as before or the first
     INACTIVE = auto()  # STATUS: exports not in force
+    FORGOTTEN = auto()  # the same of a v1 gadget: its usb was replaced, and usb has not seen it yet
+    RESTARTED = auto()  # v1: usb has begun a new epoch, by itself or because we asked
     CHANGED = auto()  # STATUS: another session id than this link's
     MISSED = auto()  # STATUS_MISSES in a row
     FAILED = auto()  # a request of the hand-shake failed, or it is not a gadget of ours
@@ -47,17 +50,20 @@ class Step(Enum):
     SEND_CONFIG = auto()
     ASK_STATUS = auto()  # now, and again in the state's own rhythm
     TELL_ONLINE = auto()  # usb keeps it for our successor
+    RESTART = auto()  # have usb begin a new epoch
     DETACH = auto()
 
 
 _S, _E, _T = State, Event, Step
 _OVER = (_S.DETACHING, (_T.DETACH,))
 _HANDSHAKE = (_S.IDENT, _S.CONFIG, _S.SETTLING)
+_ATTACHED = (*_HANDSHAKE, _S.ONLINE, _S.RESTARTING)
 
 TABLE: dict[tuple[State, Event], tuple[State, tuple[Step, ...]]] = {
     (_S.NO_USB, _E.DETACHED): (_S.SEARCHING, (_T.SEARCH,)),
     (_S.NO_USB, _E.ATTACHED_ONLINE): (_S.ONLINE, (_T.ASK_STATUS,)),
     (_S.NO_USB, _E.ATTACHED): _OVER,  # our predecessor died in the hand-shake: where, nobody knows
+    (_S.NO_USB, _E.RESTARTED): (_S.CONFIG, (_T.SEND_CONFIG,)),  # the same in v1, where saying it twice does no harm
     (_S.SEARCHING, _E.FOUND): (_S.ATTACHING, (_T.ATTACH,)),
     (_S.SEARCHING, _E.DETACHED): (_S.SEARCHING, ()),
     (_S.SEARCHING, _E.ATTACHED): _OVER,  # our predecessor asked for it, and usb has said so only now
@@ -71,13 +77,15 @@ TABLE: dict[tuple[State, Event], tuple[State, tuple[Step, ...]]] = {
     (_S.SETTLING, _E.CHANGED): _OVER,
     (_S.ONLINE, _E.ACTIVE): (_S.ONLINE, ()),
     (_S.ONLINE, _E.INACTIVE): _OVER,  # it has forgotten our exports
+    (_S.ONLINE, _E.FORGOTTEN): (_S.RESTARTING, (_T.RESTART,)),
     (_S.ONLINE, _E.CHANGED): _OVER,
     (_S.ONLINE, _E.MISSED): _OVER,
     (_S.DETACHING, _E.DETACHED): (_S.SEARCHING, (_T.SEARCH_SOON,)),
     (_S.DETACHING, _E.ATTACHED): (_S.DETACHING, ()),
     **{(state, _E.FAILED): _OVER for state in _HANDSHAKE},
-    **{(state, _E.EXPIRED): _OVER for state in _HANDSHAKE},
-    **{(state, _E.DETACHED): (_S.SEARCHING, (_T.SEARCH_SOON,)) for state in (*_HANDSHAKE, _S.ONLINE)},
+    **{(state, _E.EXPIRED): _OVER for state in (*_HANDSHAKE, _S.RESTARTING)},
+    **{(state, _E.RESTARTED): (_S.CONFIG, (_T.SEND_CONFIG,)) for state in _ATTACHED},
+    **{(state, _E.DETACHED): (_S.SEARCHING, (_T.SEARCH_SOON,)) for state in _ATTACHED},
     **{(state, _E.USB_NEW): (_S.NO_USB, ()) for state in _S},
 }
 
@@ -98,6 +106,7 @@ class SessionCore:
         self.session_id = 0  # of this link; 0: not known yet
         self.last_session_id = 0  # of the last link that was online
         self.misses = 0
+        self.version, self.epoch = 0, 0  # of the wire that usb and the gadget speak
         self._exports = exports
 
     def on(self, event: Event) -> tuple[Step, ...]:
@@ -112,9 +121,15 @@ class SessionCore:
             self.last_session_id = self.session_id
         return steps
 
-    def adopt(self, session_id: int) -> None:
-        """usb says that our predecessor was online with this session."""
-        self.session_id = session_id
+    def link(self, version: int, epoch: int, session_id: int) -> Event:
+        """usb says that it has a gadget, in this epoch; `session_id` 0: nobody was online in it."""
+        known, (self.version, self.epoch) = self.epoch, (version, epoch)
+        if self.state is State.NO_USB and session_id:
+            self.session_id = session_id
+            return Event.ATTACHED_ONLINE
+        if (self.state in _ATTACHED and epoch != known) or (self.state is State.NO_USB and version == 1):
+            return Event.RESTARTED
+        return Event.ATTACHED
 
     def ident(self, ident: Ident) -> Verdict:
         if ident.major != VERSION_MAJOR:
@@ -126,6 +141,8 @@ class SessionCore:
         self.misses = 0
         if self.session_id and status.session_id != self.session_id:
             return Verdict(Event.CHANGED, f"session {self.session_id:#018x} became {status.session_id:#018x}")
+        if not status.active and self.version == 1 and self.state is State.ONLINE:
+            return Verdict(Event.FORGOTTEN, "the gadget's usb has our exports not in force")
         if not status.active:
             return Verdict(Event.INACTIVE, "the gadget has our exports not in force" if self.session_id else "")
         why = ""

@@ -3,9 +3,12 @@
 Its death pauses no I/O: usb goes on, and tells the successor where things are. Decisions are host.session.core's.
 """
 
+import errno
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from bus.envelope import Body, Kind
 from bus.loop import Timer
@@ -13,6 +16,7 @@ from bus.role import Role
 from common import limits, wire
 from common.errors import Illegal, Refused, WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Status
+from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
 from host.session.core import Event, SessionCore, State, Step, Verdict
 from host.session.finder import Gadget, Uevents, find
 
@@ -25,6 +29,8 @@ class Session:
     def __init__(self, role: Role, exports: list[list[Any]], serial: str | None) -> None:
         self._role, self._exports, self._serial = role, exports, serial
         self._config = ConfigExports(tuple(ExportRecord(*export[:3]) for export in exports))
+        self._config_v1 = tuple(_export_v1(*export) for export in exports)
+        self._boot_id = boot_id()
         self._core = SessionCore(len(exports))
         self._gadget: Gadget | None = None
         self._said_many = False
@@ -32,7 +38,7 @@ class Session:
         self._since = datetime.now(UTC)
         self._was_online = False
         self._control_serial = 0
-        self._asked: tuple[int, Control] | None = None  # the one ep0 request whose answer counts
+        self._asked: tuple[int, Control | ControlV1] | None = None  # the one ep0 request whose answer counts
         self._expiry: Timer | None = None
         self._next: Timer | None = None
         role.status = self._status
@@ -74,11 +80,13 @@ class Session:
             case Step.ASK_IDENT:
                 self._ask(Control.IDENT)
             case Step.SEND_CONFIG:
-                self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+                self._announce()
             case Step.ASK_STATUS:
                 self._ask(Control.STATUS)
             case Step.TELL_ONLINE:
                 self._tell({"note": "online", "session_id": self._core.session_id})
+            case Step.RESTART:
+                self._tell({"note": "restart", "reason": self._reason})
             case Step.DETACH:
                 self._asked = None
                 self._tell({"note": "detach", "reason": self._reason})
@@ -97,6 +105,7 @@ class Session:
             State.IDENT: limits.SETTLE_S,
             State.CONFIG: limits.SETTLE_S,
             State.SETTLING: limits.SETTLE_S,
+            State.RESTARTING: limits.SETTLE_S,
         }.get(state)
         if bound is not None:
             why = f"{state.name.lower()} takes longer than {bound:g} s"
@@ -161,23 +170,28 @@ class Session:
         if self._gadget is None or (self._gadget.bus, self._gadget.address) != here:
             self._gadget = next((g for g in find(None) if (g.bus, g.address) == here), Gadget(*here, "", ""))
         session_id = int(note["session_id"])
-        if session_id and self._core.state is State.NO_USB:
-            self._core.adopt(session_id)
-            self._event(Event.ATTACHED_ONLINE, f"session {session_id:#018x} goes on")
-        else:
-            self._event(Event.ATTACHED)
+        event = self._core.link(int(note["version"]), int(note["epoch"]), session_id)
+        self._event(event, f"session {session_id:#018x} goes on" if event is Event.ATTACHED_ONLINE else "")
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
-    def _ask(self, request: Control, data: bytes = b"") -> None:
+    def _announce(self) -> None:
+        if self._core.version == 1:
+            config = ConfigV1(self._core.epoch, self._boot_id, self._config_v1)
+            self._ask(ControlV1.CONFIG, config.encode())
+        else:
+            self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+
+    def _ask(self, request: Control | ControlV1, data: bytes = b"") -> None:
         self._control_serial += 1
         # Serials of a dead predecessor's requests may still be answered to us.
         serial = (os.getpid() << 32) + self._control_serial
         self._asked = (serial, request)
-        note = {"note": "control", "serial": serial, "type": CONTROL_TYPE[request], "request": int(request)}
-        if request is Control.CONFIG_EXPORTS:
+        kind = CONTROL_TYPE_V1[request] if isinstance(request, ControlV1) else CONTROL_TYPE[request]
+        note = {"note": "control", "serial": serial, "type": kind, "request": int(request), "epoch": self._core.epoch}
+        if data:
             self._tell({**note, "data": data})
         else:
-            self._tell({**note, "length": _ANSWER_BYTES[request]})
+            self._tell({**note, "length": _ANSWER_BYTES[Control(request)]})
 
     def _controlled(self, serial: int, error: int, data: bytes) -> None:
         if self._asked is None or self._asked[0] != serial:
@@ -195,7 +209,9 @@ class Session:
         if verdict is not None:
             self._event(verdict.event, verdict.why)
 
-    def _judge(self, request: Control, error: int, data: bytes) -> Verdict | None:
+    def _judge(self, request: Control | ControlV1, error: int, data: bytes) -> Verdict | None:
+        if error == errno.ESTALE:
+            return None  # usb is in another epoch already, and tells us which
         if request is Control.STATUS:
             return self._core.missed() if error else self._status_verdict(data)
         if error:
@@ -225,7 +241,7 @@ class Session:
             "link": {
                 "state": state,
                 "since": self._since.isoformat(timespec="milliseconds"),
-                "peer": "v0",
+                "peer": f"v{self._core.version}",
                 "speed": self._gadget.speed if self._gadget and online else "",
                 "reason": "" if online else self._reason,
             },
@@ -245,6 +261,17 @@ class Session:
             "state": "live" if online else "parked",
             "reason": "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}",
         }
+
+
+def _export_v1(export_id: int, block_size: int, size_bytes: int, name: str, read_only: bool) -> ExportV1:
+    flags = ExportFlag.READ_ONLY if read_only else ExportFlag.DISCARD
+    short = name.encode()[: limits.WIRE_NAME_BYTES].decode(errors="ignore")
+    return ExportV1(ExportRecord(export_id, block_size, size_bytes), flags, name=short)
+
+
+def boot_id() -> bytes:
+    """This machine's boot id, 16 bytes (random(4)): another one means that what was not flushed may be lost."""
+    return UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
 
 
 def start(role: Role) -> None:

@@ -2,9 +2,10 @@
 
 A Request is TAKING its write payload, then READY, then AT_SOURCE; a read answer is SENDING its payload. Payloads carry
 no header in v0, so their order is everything: those of writes are taken in the order of the Requests, those of reads
-are sent in the order of the Responses. When the attachment ends, what is at a source becomes an orphan: its
-completion is dropped, its space stays taken until then, and no Request of the next attachment starts on that export
-before the last orphan has ended. Called by host/usb/role.py and the simulator.
+are sent in the order of the Responses. In v1 they say whose they are, and none waits for another. When the attachment
+or its epoch ends, what is at a source becomes an orphan: its completion is dropped, its space stays taken until then,
+and no Request of the next epoch starts on that export before the last orphan has ended. Called by host/usb/role.py and
+the simulator.
 """
 
 from collections import deque
@@ -16,6 +17,7 @@ from errno import EINVAL, EROFS
 from common import limits
 from common.errors import WireError
 from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
+from common.wire_v1 import Record
 from host.usb.extents import Extents
 
 
@@ -99,6 +101,7 @@ class UsbCore:
 
     def __init__(self) -> None:
         self.attached = False
+        self._ordered = True  # v0: payloads come in the order of their Requests
         self._sequence = 0
         self._exports: dict[int, _Export] = {}
         self._offered: frozenset[int] = frozenset()
@@ -116,9 +119,9 @@ class UsbCore:
                 known.served, known.source = served, None
         self._offered = frozenset(served.record.export_id for served in exports)
 
-    def attach(self) -> None:
-        """A device is claimed: its Requests follow."""
-        self.attached = True
+    def attach(self, version: int = 0) -> None:
+        """A device is claimed, or its v1 data plane begins anew: its Requests follow."""
+        self.attached, self._ordered = True, version == 0
 
     def detach(self) -> None:
         """The attachment is over and no transfer of it is left: the gadget will ask again for all unanswered."""
@@ -139,11 +142,24 @@ class UsbCore:
 
     # -- Requests ------------------------------------------------------------------------------------------------
     def received(self, data: bytes) -> list[Action]:
-        """A message from interrupt IN. WireError if the gadget breaks the protocol: the attachment is over."""
-        request = Request.decode(data)
+        """v0: a message from interrupt IN. WireError if the gadget breaks the protocol: the attachment is over."""
+        return self._requested(Request.decode(data))[1]
+
+    def requested(self, record: Record) -> tuple[int | None, list[Action]]:
+        """v1: the first record of a Request. Also its sequence, if a payload follows it. WireError as `received`."""
+        request = Request(record.op, record.request_id, record.export_id, record.lba, record.blocks, record.mark)
+        if record.data_bytes and request.op is not Op.WRITE:
+            raise WireError(f"data with a Request that has none: {record}")
+        return self._requested(request)
+
+    def payload_of(self, sequence: int) -> int:
+        """v1: bytes of the payload of a write whose sequence `requested` gave."""
+        return self._by_sequence[sequence].payload_bytes
+
+    def _requested(self, request: Request) -> tuple[int | None, list[Action]]:
         export = self._exports.get(request.export_id)
         if export is None or request.export_id not in self._offered:
-            return self._unknown(request)
+            return None, self._unknown(request)
         if request.request_id in export.work:
             raise WireError(f"request id {request.request_id:#x} is in flight already: {request}")
         if len(export.work) >= limits.MAX_IN_FLIGHT:
@@ -155,10 +171,11 @@ class UsbCore:
         self._sequence += 1
         work = Work(self._sequence, request, served, size, status=_refusal(request, served))
         if work.status and not (request.op is Op.WRITE and size):
-            return [Answer(Response.to(request, work.status), work.sequence, 0, 0)]
+            return None, [Answer(Response.to(request, work.status), work.sequence, 0, 0)]
         export.work[request.request_id] = work
         self._by_sequence[work.sequence] = work
-        return list(self._enter(export, work))
+        has_payload = request.op is Op.WRITE and size > 0
+        return work.sequence if has_payload else None, list(self._enter(export, work))
 
     def _unknown(self, request: Request) -> list[Action]:
         if request.op is Op.WRITE:
@@ -167,13 +184,12 @@ class UsbCore:
         return [Answer(Response.to(request, EINVAL), self._sequence, 0, 0)]
 
     def _enter(self, export: _Export, work: Work) -> Iterator[Action]:
-        if work.request.op is Op.WRITE:
+        if work.request.op is Op.WRITE and self._ordered:
             self._takes.append(work)
         if not work.payload_bytes:
             yield from self._ready(export, work)
         elif work.status:  # thrown away, so it needs no space, only its turn
-            work.stage = Stage.TAKING
-            yield from self._next_takes()
+            yield from self._take(work)
         else:
             export.waiting.append(work)
             yield from self._give_space(export)
@@ -187,14 +203,15 @@ class UsbCore:
                 return
             export.waiting.popleft()
             if work.request.op is Op.WRITE:
-                work.stage = Stage.TAKING
-                yield from self._next_takes()
+                yield from self._take(work)
             else:
                 yield from self._ready(export, work)
 
-    def _next_takes(self) -> Iterator[Action]:
-        while self._takes and self._takes[0].stage is Stage.TAKING:
-            work = self._takes.popleft()
+    def _take(self, work: Work) -> Iterator[Action]:
+        work.stage = Stage.TAKING
+        takes = self._takes if self._ordered else deque((work,))
+        while takes and takes[0].stage is Stage.TAKING:
+            work = takes.popleft()
             export_id = None if work.offset is None else work.request.export_id
             yield Take(work.sequence, export_id, work.offset or 0, work.payload_bytes)
 

@@ -1,6 +1,6 @@
 """Role `usb` of the host: joins UsbCore to the attachment, the arenas, the sources and the session.
 
-What may start, and whose payload is next, is host.usb.core's; threads and transfers are host.usb.attachment's.
+What may start, and whose payload is next, is host.usb.core's; the device and its transfers are host.usb.attachment's.
 """
 
 import errno
@@ -11,11 +11,12 @@ from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits
 from common.errors import WireError
-from common.wire import ExportRecord
+from common.wire import Control, ExportRecord
+from common.wire_v1 import ControlV1, Record
 from host.usb import library
-from host.usb.attachment import Attachment, ControlRequest, Payload
+from host.usb.attachment import Attachment
 from host.usb.core import Action, Answer, Dispatch, Served, Take, UsbCore
-from host.usb.device import Span
+from host.usb.streams import ControlRequest
 
 
 class Usb:
@@ -29,9 +30,10 @@ class Usb:
         self._batches: dict[str, list[list[int]]] = {}
         self._attachment: Attachment | None = None
         self._attached = False
+        self._announced = False  # have our exports been said to the gadget, in this epoch
         self._session_id = 0
         self._reason = "no gadget yet"
-        self._counts = {"requests": 0, "responses": 0, "attachments": 0, "refused": 0}
+        self._counts = {"requests": 0, "responses": 0, "attachments": 0, "epochs": 0, "refused": 0}
         role.status = self._status
         self._sources = role.serve("data", self._source_arrived, self._from_source)
         self._session = role.serve("session", self._session_arrived, self._from_session)
@@ -49,6 +51,8 @@ class Usb:
             "state": "attached" if self._attached else "detached",
             "bus": here.bus if here else 0,
             "address": here.address if here else 0,
+            "version": here.version if here else 0,
+            "epoch": here.epoch if here else 0,
             "session_id": self._session_id,
             "reason": self._reason,
         }
@@ -70,6 +74,9 @@ class Usb:
                 self._attachment.close(str(note["reason"]))
             case "detach":
                 self._tell_link()
+            case "restart":
+                if self._attachment is not None:
+                    self._attachment.restart(str(note["reason"]))
             case "online":
                 self._session_id = int(note["session_id"])
             case "control":
@@ -102,37 +109,68 @@ class Usb:
             bytes(note.get("data", b"")),
             int(note.get("length", 0)),
         )
-        if self._attachment is None or not self._attached:
+        here = self._attachment
+        if here is None or not self._attached:
             self.controlled(request.serial, errno.ENODEV, b"")
+        elif int(note.get("epoch", here.epoch)) != here.epoch:
+            self.controlled(
+                request.serial, errno.ESTALE, b""
+            )  # of an epoch that is over: the session is told of the new
         else:
-            self._attachment.control(request)
+            self._announced |= request.request in (Control.CONFIG_EXPORTS, ControlV1.CONFIG)
+            here.control(request)
 
     # -- the attachment (called by it) ---------------------------------------------------------------------------
     def attached(self) -> None:
         """The interface is ours."""
         self._attached = True
         self._counts["attachments"] += 1
-        self._core.attach()
+        self._begin()
+
+    def _begin(self) -> None:
+        assert self._attachment is not None
+        self._announced, self._session_id = False, 0
+        self._counts["epochs"] += 1
+        self._core.attach(self._attachment.version)
         self._tell_link()
+
+    def restarting(self) -> None:
+        """v1: this epoch's data are over; what is at a source ends there, and is asked for again."""
+        self._role.log.warning("the data plane starts over")
+        self._core.detach()
+
+    def restarted(self) -> None:
+        """v1: a new epoch has begun."""
+        self._begin()
 
     def detached(self, reason: str) -> None:
         """The device is gone, or was never had; no transfer is left."""
         self._role.log.warning(f"detached: {reason}")
-        if self._attached:
+        if self._core.attached:
             self._core.detach()
         self._attachment, self._attached, self._session_id, self._reason = None, False, 0, reason
         self._tell_link()
 
     def message(self, data: bytes) -> None:
-        """A Request."""
+        """v0: a Request. WireError goes to the attachment, which ends."""
+        self._heard()
+        self._do(self._core.received(data))
+
+    def request(self, record: Record) -> int | None:
+        """v1: a Request. WireError goes to the attachment, which begins a new epoch."""
+        self._heard()
+        sequence, actions = self._core.requested(record)
+        self._do(actions)
+        return sequence
+
+    def payload_of(self, sequence: int) -> int:
+        return self._core.payload_of(sequence)
+
+    def _heard(self) -> None:
         self._counts["requests"] += 1
-        try:
-            self._do(self._core.received(data))
-        except WireError as error:
+        if not self._announced:
             self._counts["refused"] += 1
-            self._role.log.error(f"the gadget broke the protocol: {error}")
-            if self._attachment is not None:
-                self._attachment.close(f"protocol: {error}")
+            raise WireError("a Request before our exports were announced: of a link that is over")
 
     def taken(self, sequence: int) -> None:
         self._do(self._core.taken(sequence))
@@ -193,27 +231,26 @@ class Usb:
             elif here is None:
                 continue  # answers of an ended attachment: nobody is there to hear them
             elif isinstance(action, Take):
-                here.take(Payload(action.sequence, self._span(action), action.size_bytes))
+                here.take(action.sequence, self._place(action), action.size_bytes)
             else:
                 self._answer(here, action)
 
-    def _span(self, take: Take) -> Span | None:
+    def _place(self, take: Take) -> int | None:
         if take.export_id is None:
             return None
-        arena = self._arena(take.export_id, self._role_of(take.export_id))
-        return Span(arena.address + take.offset, take.size_bytes)
+        return self._arena(take.export_id, self._role_of(take.export_id)).address + take.offset
 
     def _role_of(self, export_id: int) -> str:
         return next(s.role for s in self._core.offered() if s.record.export_id == export_id)
 
     def _answer(self, here: Attachment, answer: Answer) -> None:
         self._counts["responses"] += 1
-        here.respond(answer.response.encode())
-        if answer.size_bytes:
-            address = self._arenas[answer.response.export_id].address + answer.offset
-            here.put(Payload(answer.sequence, Span(address, answer.size_bytes), answer.size_bytes))
+        address = self._arenas[answer.response.export_id].address + answer.offset if answer.size_bytes else 0
+        here.answer(answer, address)
 
     def _flush(self) -> None:
+        if self._attachment is not None:
+            self._attachment.pump()
         for role, batch in self._batches.items():
             if batch:
                 self._batches[role] = []
@@ -226,6 +263,7 @@ class Usb:
         return {
             "link": "attached" if self._attached else "attaching" if here else "detached",
             "device": f"{here.bus}-{here.address}" if here else None,
+            "peer": f"v{here.version}" if here else None,
             "reason": "" if self._attached else self._reason,
             "session_id": f"{self._session_id:#018x}",
             "in_flight": self._core.counts(),

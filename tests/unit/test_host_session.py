@@ -67,7 +67,7 @@ def test_lost_device_is_searched_for_from_anywhere(state: State) -> None:
 def test_successor_of_a_session_that_was_online_asks_status_and_configures_nothing() -> None:
     session = SessionCore(1)
     session.on(Event.USB_NEW)
-    session.adopt(0xABC)
+    assert session.link(0, 0, 0xABC) is Event.ATTACHED_ONLINE
     assert session.on(Event.ATTACHED_ONLINE) == (Step.ASK_STATUS,)
     assert session.state is State.ONLINE
     assert session.status(Status(True, 1, 0xABC)).event is Event.ACTIVE
@@ -77,7 +77,32 @@ def test_successor_of_a_session_that_was_online_asks_status_and_configures_nothi
 def test_successor_of_a_session_that_died_in_the_hand_shake_starts_over() -> None:
     session = SessionCore(1)
     session.on(Event.USB_NEW)
+    assert session.link(0, 0, 0) is Event.ATTACHED
     assert session.on(Event.ATTACHED) == (Step.DETACH,)
+
+
+def test_with_a_v1_gadget_it_announces_once_more_instead() -> None:
+    session = SessionCore(1)
+    session.on(Event.USB_NEW)
+    assert session.link(1, 7, 0) is Event.RESTARTED
+    assert session.on(Event.RESTARTED) == (Step.SEND_CONFIG,)
+
+
+@pytest.mark.parametrize("state", [State.IDENT, State.CONFIG, State.SETTLING, State.ONLINE, State.RESTARTING])
+def test_a_new_epoch_is_announced_to_from_wherever_the_session_is(state: State) -> None:
+    session = session_in(state)
+    session.version, session.epoch = 1, 7
+    assert session.link(1, 8, 0) is Event.RESTARTED
+    assert session.on(Event.RESTARTED) == (Step.SEND_CONFIG,)
+    assert session.link(1, 8, 0) is Event.ATTACHED, "the same epoch twice is nothing new"
+
+
+def test_a_v1_gadget_that_forgot_our_exports_gets_a_new_epoch_and_stays_attached() -> None:
+    session = session_in(State.ONLINE)
+    session.session_id, session.version = 0x11, 1
+    assert session.status(Status(False, 0, 0x11)).event is Event.FORGOTTEN
+    assert session.on(Event.FORGOTTEN) == (Step.RESTART,)
+    assert session.on(Event.RESTARTED) == (Step.SEND_CONFIG,)
 
 
 def test_changed_session_id_is_told_with_both() -> None:
