@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from common import limits
+from common.errors import WireError
 from common.wire import ConfigExports, ExportRecord
+from common.wire_v1 import NO_IDENTITY, ConfigV1, ExportFlag, ExportV1
 from gadget.session.state import Device, State
 
 
@@ -23,23 +25,39 @@ class Decision:
     refused: dict[int, str]
 
 
-def configure(state: State, config: ConfigExports, taken_ublk_ids: frozenset[int], page_size: int) -> Decision:
-    """Apply a CONFIG_EXPORTS. `taken_ublk_ids`: numbers that any ublk device of this machine has now."""
+def exports_of(data: bytes, version: int) -> tuple[ExportV1, ...]:
+    """The host's set in either wire's shape; what v0 does not carry is unknown. Raises WireError."""
+    if version == 1:
+        return ConfigV1.decode(data).exports
+    if version == 0:
+        return tuple(ExportV1(record) for record in ConfigExports.decode(data).exports)
+    raise WireError(f"a set of exports of wire version {version}")
+
+
+def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: frozenset[int], page_size: int) -> Decision:
+    """Apply the host's set. `taken_ublk_ids`: numbers that any ublk device of this machine has now."""
     devices = {d.record.export_id: d for d in state.devices}
     refused: dict[int, str] = {}
     free = _free_ids(taken_ublk_ids | {d.ublk_id for d in state.devices})
-    for record in config.exports:
+    for export in exports:
+        record = export.record
         known = devices.get(record.export_id)
         if known is not None:
-            if known.record != record:
-                refused[record.export_id] = _changed(known.record, record)
+            why = _changed(known, export)
+            if why is not None:
+                refused[record.export_id] = why
+            else:
+                devices[record.export_id] = _completed(known, export)
         elif record.block_size > page_size:
             refused[record.export_id] = f"block size {record.block_size} is larger than a page of {page_size}"
         elif len(devices) >= limits.MAX_EXPORTS:
             refused[record.export_id] = f"{len(devices)} devices exist already, parked ones included"
         else:
-            devices[record.export_id] = Device(export_name(record), record, next(free))
-    agreed = frozenset(r.export_id for r in config.exports) - refused.keys()
+            device = Device(export_name(record), record, next(free))
+            devices[record.export_id] = _completed(
+                replace(device, read_only=bool(export.flags & ExportFlag.READ_ONLY)), export
+            )
+    agreed = frozenset(e.record.export_id for e in exports) - refused.keys()
     new = replace(state, devices=tuple(devices.values()), configured=tuple(sorted(agreed)))
     return Decision(new, agreed, refused)
 
@@ -76,8 +94,22 @@ def _free_ids(taken: frozenset[int]) -> Iterator[int]:
     return (number for number in itertools.count() if number not in taken)
 
 
-def _changed(known: ExportRecord, new: ExportRecord) -> str:
-    return (
-        f"the host announces {new.size_bytes} bytes in blocks of {new.block_size}, the device has "
-        f"{known.size_bytes} in blocks of {known.block_size}: another disk; it stays parked"
-    )
+def _completed(device: Device, export: ExportV1) -> Device:
+    """`device` with what the host says of its disk's identity, where nothing was known of it."""
+    identity = device.identity if export.identity == NO_IDENTITY else export.identity.hex()
+    return replace(device, identity=identity, label=export.name or device.label)
+
+
+def _changed(device: Device, export: ExportV1) -> str | None:
+    """Why `export` is another disk than `device` stands for; None if it is the same one."""
+    known, new = device.record, export.record
+    if known != new:
+        return (
+            f"the host announces {new.size_bytes} bytes in blocks of {new.block_size}, the device has "
+            f"{known.size_bytes} in blocks of {known.block_size}: another disk; it stays parked"
+        )
+    if device.identity and export.identity != NO_IDENTITY and export.identity.hex() != device.identity:
+        return f"the host announces disk {export.identity.hex()}, the device is {device.identity}: it stays parked"
+    if export.flags & ExportFlag.READ_ONLY and not device.read_only:
+        return "the host announces it read-only, the device was made writable: it stays parked"
+    return None

@@ -14,8 +14,8 @@ from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits
 from common.errors import WireError
-from common.wire import ConfigExports
-from gadget.session.core import adopt, configure
+from common.wire_v1 import ExportV1
+from gadget.session.core import adopt, configure, exports_of
 from gadget.session.kernel import devices_of, ublk_ids
 from gadget.session.state import Device, State, load, save
 
@@ -107,17 +107,17 @@ class Session:
                 self._since = datetime.now(UTC)
             self._link = body
         elif body.get("note") == "config_exports":
-            self._configure(ConfigExports.decode(body["data"]), int(body["count"]))
+            self._configure(exports_of(body["data"], int(body["version"])), int(body["count"]))
 
-    def _configure(self, config: ConfigExports, count: int) -> None:
-        decision = configure(self._state, config, ublk_ids(), mmap.PAGESIZE)
+    def _configure(self, exports: tuple[ExportV1, ...], count: int) -> None:
+        decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE)
         for export_id, why in decision.refused.items():
             self._role.log.warning(f"export {export_id:#x}: {why}")
         if decision.state != self._state:
             self._state = decision.state
             save(self._path, self._state)  # before any device is made
         self._agreed, self._refused, self._answered = decision.agreed, decision.refused, count
-        self._role.log.info(f"host configured {len(config.exports)} exports, {len(decision.agreed)} in force")
+        self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         self._want_queues()
         self._tell_usb()
 
@@ -126,7 +126,11 @@ class Session:
         link = {k: v for k, v in self._link.items() if k != "note"}
         return {
             "session_id": f"{self._state.session_id:#018x}",
-            "link": {**link, "since": self._since.isoformat(timespec="milliseconds"), "peer": "v0"},
+            "link": {
+                **link,
+                "since": self._since.isoformat(timespec="milliseconds"),
+                "peer": self._link.get("peer", "v0"),
+            },
             "exports": [self._export_status(d) for d in self._state.devices],
         }
 
@@ -145,13 +149,13 @@ class Session:
         elif not in_force:
             state, reason = "parked", "the host does not serve it at present"
         return {
-            "name": device.name,
+            "name": device.label or device.name,
             "role": queue_role(device.name),
             "id": f"{device.record.export_id:#010x}",
             "device": f"/dev/ublkb{device.ublk_id}",
             "size_bytes": device.record.size_bytes,
             "block_size": device.record.block_size,
-            "read_only": False,
+            "read_only": device.read_only,
             "state": state,
             "reason": reason,
         }

@@ -19,11 +19,17 @@ MAX_BYTES = 64 * 1024  # 32 exports take about 6 KiB
 
 @dataclass(frozen=True)
 class Device:
-    """An export and the ublk device it has: chosen before the device is made, so that a death in between finds it."""
+    """An export and the ublk device it has: chosen before the device is made, so that a death in between finds it.
+
+    `identity` of the disk in hex, `label` as the host calls it: empty where no host has said (v0 cannot).
+    """
 
     name: str
     record: ExportRecord
     ublk_id: int
+    read_only: bool = False
+    identity: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class State:
     configured: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        devices = [{"name": d.name, "ublk_id": d.ublk_id, **asdict(d.record)} for d in self.devices]
+        devices = [{**asdict(d.record), **_fields_of(d)} for d in self.devices]
         fields = {
             "version": VERSION,
             "session_id": f"{self.session_id:#018x}",
@@ -63,12 +69,20 @@ class State:
             raise WireError(f"state file is not ours or torn: {type(error).__name__}: {error}") from None
 
 
+def _fields_of(device: Device) -> dict[str, Any]:
+    return {name: value for name, value in asdict(device).items() if name != "record"}
+
+
 def _device(fields: dict[str, Any]) -> Device:
     record = ExportRecord(int(fields["export_id"]), int(fields["block_size"]), int(fields["size_bytes"]))
     ublk_id = int(fields["ublk_id"])
     if not 0 <= ublk_id < 1 << 20:
         raise WireError(f"state file: ublk id {ublk_id}")
-    return Device(str(fields["name"]), record, ublk_id)
+    # The last three were not written by the first releases; a device that they made was writable.
+    read_only, identity, label = fields.get("read_only", False), fields.get("identity", ""), fields.get("label", "")
+    if type(read_only) is not bool or type(identity) is not str or type(label) is not str:
+        raise WireError(f"state file: device {ublk_id} is not described soundly")
+    return Device(str(fields["name"]), record, ublk_id, read_only, identity, label)
 
 
 def load(path: Path) -> State | None:

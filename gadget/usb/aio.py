@@ -29,6 +29,7 @@ class Command(IntEnum):
 
     PREAD = 0
     PWRITE = 1
+    PWRITEV = 8  # `address` is that of an array of struct iovec, `length` how many
 
 
 class _Iocb(ctypes.Structure):
@@ -92,7 +93,7 @@ class AioContext:
         self._pointer[0] = ctypes.addressof(iocb)
         syscall("io_submit", self._context, 1, ctypes.addressof(self._pointer))
         self._free.pop()
-        self.writes += command is Command.PWRITE
+        self.writes += command is not Command.PREAD
         return number
 
     def completions(self) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """What the gadget's usb decides: may requests be on the wire, which, and whose answer is this. No I/O, no clock.
 
-The link is a table. The in-flight table holds, for each export, what its queue asked for; a link loss puts everything
-back to be sent again in order, a death of the queue turns what is on the wire into orphans, and the export's new
-requests wait until every orphan is answered or the link epoch changes (so that an old write cannot land after a newer
-one was acknowledged). Called by gadget/usb/role.py and the simulator.
+The link is gadget.usb.link's table. The in-flight table holds, for each export, what its queue asked for; a link loss
+puts everything back to be sent again in order, a death of the queue turns what is on the wire into orphans, and the
+export's new requests wait until every orphan is answered or the link epoch changes (so that an old write cannot land
+after a newer one was acknowledged). Called by gadget/usb/role.py and the simulator.
 """
 
 from collections.abc import Iterator
@@ -14,64 +14,14 @@ from errno import EINVAL
 from common import limits
 from common.errors import Illegal, WireError
 from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
-
-
-class Link(Enum):
-    ABSENT = auto()  # no host has configured us
-    HANDSHAKE = auto()  # a host is there, exports not agreed yet
-    ONLINE = auto()  # requests may be on the wire
-    PARKED = auto()  # the host is silent: what is on the wire stays there, nothing new is sent
-
-
-class Event(Enum):
-    ENABLED = auto()  # the host chose our configuration: a new link epoch
-    LOST = auto()  # disabled, unbound, or an endpoint said ESHUTDOWN
-    CONFIGURED = auto()  # CONFIG_EXPORTS arrived
-    AGREED = auto()  # the session has made the exports
-    SILENT = auto()  # nothing heard for LINK_SILENCE_S
-    HEARD = auto()  # STATUS or an answer
-
-
-class Step(Enum):
-    NEW_EPOCH = auto()  # everything outstanding goes back into the queue; orphans are forgotten
-    ARM = auto()  # queue reads for Responses
-    ASK_SESSION = auto()  # hand the exports to the session
-    DISPATCH = auto()  # put waiting requests on the wire
-    REENUMERATE = auto()  # v0 has no clean boundary in band: start over from the bus
-
-
-TABLE: dict[tuple[Link, Event], tuple[Link, tuple[Step, ...]]] = {
-    (Link.ABSENT, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
-    (Link.ABSENT, Event.LOST): (Link.ABSENT, ()),
-    (Link.ABSENT, Event.AGREED): (Link.ABSENT, ()),
-    (Link.ABSENT, Event.SILENT): (Link.ABSENT, ()),
-    (Link.ABSENT, Event.HEARD): (Link.ABSENT, ()),
-    (Link.ABSENT, Event.CONFIGURED): (Link.ABSENT, (Step.ASK_SESSION,)),
-    (Link.HANDSHAKE, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
-    (Link.HANDSHAKE, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
-    (Link.HANDSHAKE, Event.CONFIGURED): (Link.HANDSHAKE, (Step.ASK_SESSION,)),
-    (Link.HANDSHAKE, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
-    (Link.HANDSHAKE, Event.SILENT): (Link.HANDSHAKE, ()),
-    (Link.HANDSHAKE, Event.HEARD): (Link.HANDSHAKE, ()),
-    (Link.ONLINE, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
-    (Link.ONLINE, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
-    (Link.ONLINE, Event.CONFIGURED): (Link.ONLINE, (Step.ASK_SESSION,)),
-    (Link.ONLINE, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
-    (Link.ONLINE, Event.SILENT): (Link.PARKED, ()),
-    (Link.ONLINE, Event.HEARD): (Link.ONLINE, ()),
-    (Link.PARKED, Event.ENABLED): (Link.HANDSHAKE, (Step.NEW_EPOCH, Step.ARM)),
-    (Link.PARKED, Event.LOST): (Link.ABSENT, (Step.NEW_EPOCH,)),
-    (Link.PARKED, Event.CONFIGURED): (Link.PARKED, (Step.ASK_SESSION,)),
-    (Link.PARKED, Event.AGREED): (Link.ONLINE, (Step.DISPATCH,)),
-    (Link.PARKED, Event.SILENT): (Link.PARKED, ()),
-    (Link.PARKED, Event.HEARD): (Link.ONLINE, (Step.DISPATCH,)),
-}
+from common.wire_v1 import Record
+from gadget.usb.link import TABLE, Event, Link, Step
 
 
 class Stage(Enum):
     WAITING = auto()  # not on the wire in this epoch
     SENT = auto()  # Request queued on interrupt IN (and payload on bulk IN): may or may not have reached the host
-    FILLING = auto()  # answered; its read payload is coming
+    FILLING = auto()  # answered; its read payload is coming (v1: the first fragments of it are in the slot)
     LEAVING = auto()  # answered early (a host may refuse a write at once); its payload has not left the slot yet
 
 
@@ -88,6 +38,7 @@ class Pending:
     orphan: bool = False
     payload_left: bool = False  # of a write: nothing waits to be read from its slot any more
     status: int = 0  # the host's answer, once LEAVING
+    filled_bytes: int = 0  # v1: of its read payload, in this epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +55,15 @@ class Fill:
 
     pending: Pending
     payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """v1: `size_bytes` of the fragment that has just arrived belong at `offset` of the slot."""
+
+    pending: Pending
+    offset: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +84,7 @@ class Release:
     arena: int
 
 
-Action = Send | Fill | Done | Release
+Action = Send | Fill | Copy | Done | Release
 
 
 @dataclass(slots=True)
@@ -159,10 +119,12 @@ class UsbCore:
             self.link, steps = TABLE[self.link, event]
         except KeyError:
             raise Illegal(f"{event} in {self.link}") from None
-        if event is Event.CONFIGURED and self.data_moved:
-            # The same enumeration was used by another incarnation of a v0 host: what the two kernels still hold of
-            # untagged payloads cannot be told apart from new ones.
-            return (Step.REENUMERATE,)
+        if event is Event.CONFIGURED:
+            self._agreed = frozenset()
+            if self.data_moved:
+                # The same enumeration was used by another incarnation of a v0 host: what the two kernels still hold of
+                # untagged payloads cannot be told apart from new ones. (The shell refuses such a CONFIG of v1.)
+                return (Step.REENUMERATE,)
         if Step.NEW_EPOCH in steps:
             self._new_epoch()
         return steps
@@ -178,7 +140,7 @@ class UsbCore:
         for export in self._exports.values():
             back = [p for p in export.on_wire.values() if not p.orphan]
             for pending in back:
-                pending.stage, pending.payload_left = Stage.WAITING, False
+                pending.stage, pending.payload_left, pending.filled_bytes = Stage.WAITING, False, 0
             export.waiting = sorted(back + export.waiting, key=lambda p: p.sequence)
             export.on_wire.clear()
 
@@ -250,22 +212,48 @@ class UsbCore:
                 yield Send(pending, self._payload(export, pending) if is_write else 0)
 
     def answered(self, response: Response) -> list[Action]:
-        """A Response arrived. WireError if it answers nothing that is out: the link must start over."""
+        """v0: a Response arrived. WireError if it answers nothing that is out: the link must start over."""
+        export, pending = self._asked(response)
+        if pending.stage is not Stage.SENT:
+            raise WireError(f"a second Response to the same Request: {response}")
+        if response.op is Op.READ and response.status == 0:
+            pending.stage = Stage.FILLING
+            return [Fill(pending, self._payload(export, pending))]
+        return self._judged(export, pending, response.status)
+
+    def arrived(self, record: Record) -> list[Action]:
+        """v1: a Response, or a fragment of its data. WireError if it is not what must come: start over."""
+        response = Response(record.op, record.mark, record.request_id, record.export_id, record.lba, record.blocks)
+        export, pending = self._asked(response)
+        reads = record.op is Op.READ and record.mark == 0
+        if pending.stage is not (Stage.FILLING if reads and pending.filled_bytes else Stage.SENT):
+            raise WireError(f"a second Response to the same Request: {response}")
+        if not reads:
+            if record.data_bytes or record.data_offset:
+                raise WireError(f"data with a Response that has none: {record}")
+            return self._judged(export, pending, record.mark)
+        whole = self._payload(export, pending)
+        end = pending.filled_bytes + record.data_bytes
+        if record.data_offset != pending.filled_bytes or not record.data_bytes or end > whole:
+            raise WireError(f"a fragment out of its place, at {pending.filled_bytes} of {whole} bytes: {record}")
+        copy = Copy(pending, record.data_offset, record.data_bytes)
+        pending.stage, pending.filled_bytes = Stage.FILLING, end
+        return [copy, *self._end(export, pending, 0)] if end == whole else [copy]
+
+    def _asked(self, response: Response) -> tuple[_Export, Pending]:
         self.data_moved = True
         role = self._by_id.get(response.export_id)
         export = self._exports[role] if role is not None else None
         pending = export.on_wire.get(response.request_id) if export is not None else None
         if export is None or pending is None or not response.answers(pending.request):
             raise WireError(f"a Response that answers nothing: {response}")
-        if pending.stage is not Stage.SENT:
-            raise WireError(f"a second Response to the same Request: {response}")
-        if response.op is Op.READ and response.status == 0:
-            pending.stage = Stage.FILLING
-            return [Fill(pending, self._payload(export, pending))]
-        if response.op is Op.WRITE and not pending.payload_left:
-            pending.stage, pending.status = Stage.LEAVING, response.status
+        return export, pending
+
+    def _judged(self, export: _Export, pending: Pending, status: int) -> list[Action]:
+        if pending.request.op is Op.WRITE and not pending.payload_left:
+            pending.stage, pending.status = Stage.LEAVING, status
             return []
-        return self._end(export, pending, response.status)
+        return self._end(export, pending, status)
 
     def left(self, pending: Pending, epoch: int) -> list[Action]:
         """The write payload of `pending`, sent in link epoch `epoch`, has left its slot: the queue may reuse it."""

@@ -44,14 +44,23 @@ def pieces(key: tuple[Pending, int] | None, address: int, size_bytes: int, packe
     return cut
 
 
+def open_file(path: Path) -> int:
+    """The fd of an endpoint file. OSError (ENOENT) before ep0 has been told the descriptors."""
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 class Endpoint:
     """`command` says the direction: PWRITE for IN endpoints, PREAD for OUT ones (seen from the host)."""
 
-    def __init__(self, path: Path, command: Command, aio: AioContext) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.name, self._command, self._aio = path.name, command, aio
+    def __init__(self, name: str, fd: int, command: Command, aio: AioContext) -> None:
+        self.name, self.fd, self._command, self._aio = name, fd, command, aio
         self._waiting: deque[Transfer] = deque()
         self._submitted: dict[int, Transfer] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Transfers that the kernel holds."""
+        return len(self._submitted)
 
     def queue(self, transfers: list[Transfer]) -> None:
         """Add behind what is there; `pump` hands it to the kernel."""
@@ -65,6 +74,14 @@ class Endpoint:
             number = self._aio.submit(self._command, self.fd, transfer.address, length)
             self._submitted[number] = transfer
             self._waiting.popleft()
+
+    def gather(self, iovecs: int, count: int, size_bytes: int) -> None:
+        """One transfer on an IN endpoint, now, from `count` struct iovec at address `iovecs`: `size_bytes` in all.
+
+        FunctionFS copies the bytes before this returns. Raises what `AioContext.submit` does.
+        """
+        number = self._aio.submit(Command.PWRITEV, self.fd, iovecs, count)
+        self._submitted[number] = Transfer(None, 0, size_bytes, size_bytes)
 
     def ended(self, number: int) -> Transfer | None:
         """The transfer that had this number, if it was one of ours."""

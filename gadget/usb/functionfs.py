@@ -100,10 +100,17 @@ class Ep0:
     FunctionFS is not active (any more); ESHUTDOWN the link went down in the data stage.
     """
 
-    def __init__(self, mount_point: Path) -> None:
-        self.fd = os.open(mount_point / "ep0", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.write(self.fd, descriptors())
-        os.write(self.fd, strings())
+    def __init__(self, fd: int) -> None:
+        """Take over one that is open; the first act then is `abandon`."""
+        self.fd = fd
+
+    @staticmethod
+    def open(mount_point: Path) -> "Ep0":
+        """Open it, and say what we are: only then do the other endpoints exist."""
+        fd = os.open(mount_point / "ep0", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(fd, descriptors())
+        os.write(fd, strings())
+        return Ep0(fd)
 
     def events(self) -> list[FfsEvent]:
         """Events that are there; empty if none. A pending SETUP comes last, and is answered before the next read.

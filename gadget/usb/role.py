@@ -1,21 +1,28 @@
 """Role `usb` of the gadget: the one process that talks USB. Joins UsbCore to endpoints, queues and session.
 
-What may be on the wire, and whose answer is whose, is gadget.usb.core's; bytes and endpoints are transport's.
-Here are the ep0 requests, the arenas of the queues, and the lanes.
+What may be on the wire, and whose answer is whose, is gadget.usb.core's; bytes and endpoints are transport's; ep0 is
+handshake's. Here are the arenas of the queues, and the lanes.
 """
 
+import ctypes
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from bus.arena import Arena
 from bus.envelope import Body, Kind
+from bus.keeping import Keeping
 from bus.role import Role
 from bus.runtime import Runtime
-from common import limits, wire
+from common import limits
 from common.errors import Gone, WireError
-from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Response, Status
-from gadget.usb import udc
-from gadget.usb.core import Action, Done, Event, Fill, Link, Pending, Release, Send, Step, UsbCore
+from common.wire import ExportRecord, Response
+from common.wire_v1 import Record
+from gadget.usb import kept, udc
+from gadget.usb.core import Action, Copy, Done, Fill, Pending, Release, UsbCore
+from gadget.usb.handshake import Configured, Handshake
+from gadget.usb.kept import Peer
+from gadget.usb.link import Event, Link, Step
 from gadget.usb.transport import Setup, Transport, tree_of
 
 _LINK_NAME = {Link.ABSENT: "absent", Link.HANDSHAKE: "absent", Link.ONLINE: "online", Link.PARKED: "parked"}
@@ -29,17 +36,14 @@ class Usb:
         self._arenas: dict[tuple[str, int], Arena] = {}
         self._released: list[tuple[str, int]] = []  # unmapped once the kernel has let go of all old transfers
         self._completions: dict[str, list[list[int]]] = {}
-        self._session_id: int | None = None
-        self._config: bytes | None = None  # the last CONFIG_EXPORTS of this link epoch
-        self._config_count = 0
-        self._agreed: frozenset[int] = frozenset()
-        self._active = False
+        self._handshake = Handshake()
         self._heard_at = 0.0
         self._counts = {"requests": 0, "responses": 0, "refused": 0, "epochs": 0}
         self._since = datetime.now(UTC)
         role.status = self._status
         tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
-        self._transport = Transport(role.loop, role.log, tree, self)
+        self._transport = Transport(role.loop, role.log, tree, self, role.birth.fds)
+        self._keeping = Keeping(role, kept.names(), self._transport.fds())
         self._queues = role.serve("data", self._queue_arrived, self._from_queue)
         self._session = role.serve("session", self._session_arrived, self._from_session)
         role.loop.before_wait(self._flush)
@@ -48,7 +52,7 @@ class Usb:
     # -- the link (called by the transport) ----------------------------------------------------------------------
     def enabled(self) -> None:
         """The host chose our configuration: nothing from before counts."""
-        self._config, self._agreed, self._active = None, frozenset(), False
+        self._handshake.forget()
         self._event(Event.ENABLED)
 
     def lost(self, why: str) -> None:
@@ -62,6 +66,8 @@ class Usb:
         steps = self._core.on(event)
         for step in steps:
             self._step(step)
+        if event is Event.ENABLED:
+            self._heard_at = self._role.loop.now()
         if self._core.link is not before:
             self._since = datetime.now(UTC)
             self._role.log.info(
@@ -74,12 +80,11 @@ class Usb:
             self._counts["epochs"] += 1
             self._do(self._core.releasable())
         elif step is Step.ARM:
-            self._heard_at = self._role.loop.now()
             self._transport.arm()
         elif step is Step.ASK_SESSION:
             self._tell_config()
         elif step is Step.REENUMERATE:
-            self._config = None
+            self._handshake.forget()
             self._role.log.info("a host configured us anew after data had moved: re-enumerating")
             self._transport.reenumerate()
         # Step.DISPATCH: _flush does it, before the loop waits
@@ -94,59 +99,53 @@ class Usb:
         if silent and self._core.link is Link.ONLINE:
             self._event(Event.SILENT)
 
-    # -- ep0 -----------------------------------------------------------------------------------------------------
+    # -- ep0 and the session -------------------------------------------------------------------------------------
     def setup(self, setup: Setup) -> None:
-        """One vendor request. What we do not know, or cannot answer yet, is stalled: the host asks again."""
+        """One vendor request of the host."""
         try:
-            request = Control(setup.request)
-        except ValueError:
-            return setup.stall()
-        if setup.request_type != CONTROL_TYPE[request]:
-            return setup.stall()
-        if request is Control.IDENT:
-            setup.reply(Ident().encode())
-        elif request is Control.STATUS:
-            self._answer_status(setup)
-        else:
-            self._take_config(setup)
-
-    def _answer_status(self, setup: Setup) -> None:
-        if self._session_id is None:
-            return setup.stall()
-        self._heard()
-        setup.reply(Status(self._active, len(self._agreed), self._session_id).encode())
-
-    def _take_config(self, setup: Setup) -> None:
-        if setup.length > wire.CONFIG_MAX_BYTES:
-            return self._refuse(setup, f"CONFIG_EXPORTS of {setup.length} bytes is more than {wire.CONFIG_MAX_BYTES}")
-        data = setup.read()
-        try:
-            ConfigExports.decode(data)
+            config = self._handshake.answer(setup)
         except WireError as error:
-            return self._refuse(None, str(error))
+            self._counts["refused"] += 1
+            self._role.log.warning(f"refused: {error}")
+            return
         self._heard()
-        self._config, self._active = data, False
-        self._config_count += 1
-        self._event(Event.CONFIGURED)
+        if config is not None:
+            self._configured(config)
 
-    def _refuse(self, setup: Setup | None, why: str) -> None:
-        self._counts["refused"] += 1
-        self._role.log.warning(f"refused: {why}")
-        if setup is not None:
-            setup.stall()
+    def _configured(self, config: Configured) -> None:
+        before = self._handshake.config
+        if self._core.link is Link.ABSENT:
+            # We took over from a dead predecessor and wait for the host to set its interface anew: a v1 host will.
+            self._role.log.warning(f"a set of exports before the link began anew, from a {config.peer.name} host")
+            if config.peer is Peer.V0:
+                self._transport.reenumerate()
+        elif config.peer is Peer.V1 and before is not None and before.epoch == config.epoch:
+            self._handshake.take(config)
+            self._event(Event.UPDATED)
+        elif config.peer is Peer.V1 and self._core.data_moved:
+            self._transport.start_over("the host began a new epoch without setting its interface anew")
+        else:
+            self._handshake.take(config)
+            self._event(Event.CONFIGURED)
+            if self._core.link is Link.HANDSHAKE:
+                self._transport.begin_data(config.peer, config.epoch)
 
-    # -- the session ---------------------------------------------------------------------------------------------
     def _session_arrived(self, role: str, generation: int, hello: Body) -> None:
         self._tell_link()
         self._tell_config()
 
     def _tell_link(self) -> None:
-        note = {"note": "link", "state": _LINK_NAME[self._core.link], "speed": self._transport.speed}
+        note = {
+            "note": "link",
+            "state": _LINK_NAME[self._core.link],
+            "speed": self._transport.speed,
+            "peer": "v1" if self._transport.data_plane is Peer.V1 else "v0",
+        }
         self._session.send("session", Kind.NOTE, note)
 
     def _tell_config(self) -> None:
-        if self._config is not None:
-            note = {"note": "config_exports", "data": self._config, "count": self._config_count}
+        note = self._handshake.note()
+        if note is not None:
             self._session.send("session", Kind.NOTE, note)
 
     def _from_session(self, role: str, kind: Kind, body: Body) -> None:
@@ -155,14 +154,14 @@ class Usb:
             agreed = frozenset(int(n) for n in body["agreed"])
         except (TypeError, KeyError, ValueError):
             raise WireError(f"{kind} from the session is not a session note") from None
-        if self._session_id is None:
-            self._session_id = session_id
+        known = self._handshake.session_id
+        if known is None:
+            self._handshake.session_id = session_id
             self._transport.bind()  # not before: a STATUS must carry the session id
             self._role.ready()
-        elif self._session_id != session_id:
-            raise Gone(f"the session is {session_id:#x} now, was {self._session_id:#x}: the host must see it")
-        if self._config is not None and configured == self._config_count:
-            self._agreed, self._active = agreed, True
+        elif known != session_id:
+            raise Gone(f"the session is {session_id:#x} now, was {known:#x}: the host must see it")
+        if self._handshake.agree(configured, agreed):
             self._core.agree(agreed)
             self._event(Event.AGREED)
 
@@ -173,7 +172,11 @@ class Usb:
             depth, slot_bytes = int(hello["depth"]), int(hello["slot_bytes"])
         except (TypeError, KeyError, ValueError):
             raise WireError(f"HELLO of {role} lacks a field") from None
-        arena = Arena.attach(self._role.runtime, role, generation)
+        try:
+            arena = Arena.attach(self._role.runtime, role, generation)
+        except Gone as error:
+            self._role.log.warning(f"{error}: waiting for its successor")
+            return
         if depth * slot_bytes > arena.size_bytes:
             raise WireError(f"{role}: {depth} slots of {slot_bytes} bytes do not fit its arena")
         self._core.queue_arrived(role, generation, record, depth, slot_bytes)
@@ -189,7 +192,7 @@ class Usb:
 
     # -- data (called by the transport, and before the loop waits) -----------------------------------------------
     def message(self, data: bytes) -> None:
-        """A Response from interrupt OUT."""
+        """v0: a Response from interrupt OUT."""
         try:
             response = Response.decode(data)
             self._counts["responses"] += 1
@@ -197,8 +200,18 @@ class Usb:
             self._do(self._core.answered(response))
         except WireError as error:
             self._counts["refused"] += 1
-            self._role.log.error(f"the host broke the protocol: {error}: re-enumerating")
-            self._transport.reenumerate()
+            self._transport.start_over(f"the host broke the protocol: {error}")
+
+    def record(self, record: Record, address: int) -> None:
+        """v1: a Response, or a fragment of its data at `address`. WireError goes to the data plane."""
+        self._heard()
+        for action in self._core.arrived(record):
+            if isinstance(action, Copy):
+                ctypes.memmove(self._address(action.pending) + action.offset, address, action.size_bytes)
+            else:
+                self._do([action])
+        if record.data_offset == 0:
+            self._counts["responses"] += 1
 
     def filled(self, pending: Pending, epoch: int) -> None:
         """A read payload is in its slot."""
@@ -208,15 +221,14 @@ class Usb:
         """A write payload has left its slot."""
         self._do(self._core.left(pending, epoch))
 
-    def _do(self, actions: list[Action] | list[Release]) -> None:
+    def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Done):
                 if self._queues.generation_of(action.export) == action.arena:
                     self._completions[action.export].append([action.sequence, action.status])
             elif isinstance(action, Fill):
-                self._transport.receive_payload(
-                    action.pending, self._core.epoch, self._address(action.pending), action.payload_bytes
-                )
+                address = self._address(action.pending)
+                self._transport.fill(action.pending, self._core.epoch, address, action.payload_bytes)
             elif isinstance(action, Release):
                 self._released.append((action.export, action.arena))
 
@@ -225,7 +237,8 @@ class Usb:
             while self._released:
                 self._arenas.pop(self._released.pop(), None)
             for send in self._core.dispatch():
-                self._send(send)
+                self._counts["requests"] += 1
+                self._transport.send(send, self._core.epoch, self._address(send.pending))
         self._transport.submit()
         for role, batch in self._completions.items():
             if batch:
@@ -234,20 +247,13 @@ class Usb:
                     # False: that queue is dead. The kernel reissues what it had.
                     self._queues.send(role, Kind.COMPLETIONS, batch[start : start + limits.MAX_BATCH])
 
-    def _send(self, send: Send) -> None:
-        self._counts["requests"] += 1
-        self._transport.send_message(send.pending.request.encode())
-        if send.payload_bytes:
-            self._transport.send_payload(
-                send.pending, self._core.epoch, self._address(send.pending), send.payload_bytes
-            )
-
     def _address(self, pending: Pending) -> int:
         return self._arenas[pending.export, pending.arena].address + pending.offset
 
     def _status(self) -> dict[str, Any]:
         return {
             "link": _LINK_NAME[self._core.link],
+            "peer": self._transport.data_plane.name.lower(),
             "stage": self._core.link.name.lower(),
             "since": self._since.isoformat(timespec="milliseconds"),
             "exports": {role: {"waiting": w, "on_wire": n} for role, (w, n) in self._core.counts().items()},

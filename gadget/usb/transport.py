@@ -1,35 +1,40 @@
-"""Bytes between UsbCore's actions and FunctionFS: the gadget tree, ep0 events, four endpoints, link epochs.
+"""The gadget's link: the gadget tree, ep0 events, the AIO context, link epochs. What travels is a data plane's.
 
-Knows nothing of exports. A link epoch begins at ENABLE and ends at the first sign of loss, whichever of ep0 and the
-endpoints shows it first; transfers of an ended epoch are disowned, and `settled` says when the kernel has let go of the
-last of them: until then nothing may be read into a slot again, because a late copy could still land there.
+A link epoch begins at ENABLE and ends at the first sign of loss, whichever of ep0 and the endpoints shows it first;
+transfers of an ended epoch are disowned, and `settled` says when the kernel has let go of the last of them: until then
+nothing may be read into a slot again, because a late copy could still land there.
+
+A successor that is born with the descriptors takes the link over: with a v1 host by halting bulk IN, so that the
+host sets the interface anew; with a v0 host, which has no boundary in band, by re-enumerating.
 """
 
+import contextlib
 import errno
-import mmap
 import os
-from collections.abc import Callable
-from ctypes import addressof, c_char
-from typing import Any, Protocol
+import select
+from typing import Any, Final, Protocol
 
-from bus.loop import Loop
+from bus.loop import Loop, Timer
 from bus.runtime import Runtime
 from common import limits
 from common.errors import Gone
 from common.log import Log
-from common.wire import MESSAGE_BYTES
-from gadget.usb import udc
+from gadget.usb import kept, udc
 from gadget.usb.aio import WRITES_BEFORE_WRAP, AioContext, Command
 from gadget.usb.configfs import GadgetTree
-from gadget.usb.core import Pending
-from gadget.usb.endpoint import DEEP, Endpoint, Transfer, pieces
+from gadget.usb.core import Pending, Send
+from gadget.usb.endpoint import DEEP, Endpoint, open_file
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
+from gadget.usb.kept import Peer, PeerNote
+from gadget.usb.plane import BrokenLink, Endpoints, Plane, Receiver
+from gadget.usb.plane_v0 import PlaneV0
+from gadget.usb.plane_v1 import PlaneV1
 
 PACKET_BYTES = {"full-speed": 64, "high-speed": 512, "super-speed": 1024, "super-speed-plus": 1024}  # of bulk
-_BUFFER = 1024  # bytes for one Response: a whole packet at every speed
-_SLOT = 64  # bytes for each outgoing message
 _REBIND_S = 0.2  # out long enough for the host to see the disconnect
 VENDOR_ID, PRODUCT_ID = 0x1D6B, 0x0104  # Linux Foundation, multifunction composite gadget
+_LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.ECONNRESET)
+_COMMANDS: Final = (Command.PWRITE, Command.PREAD, Command.PWRITE, Command.PREAD)  # of ep1..ep4
 
 
 class Setup:
@@ -49,15 +54,12 @@ class Setup:
         self._ep0.stall(self._event)
 
 
-class Handler(Protocol):
+class Handler(Receiver, Protocol):
     """Who is told. Called from the loop only."""
 
     def enabled(self) -> None: ...
     def lost(self, why: str) -> None: ...
     def setup(self, setup: Setup) -> None: ...
-    def message(self, data: bytes) -> None: ...
-    def filled(self, pending: Pending, epoch: int) -> None: ...
-    def left(self, pending: Pending, epoch: int) -> None: ...
 
 
 def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> GadgetTree:
@@ -74,40 +76,70 @@ def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> Gad
 
 
 class Transport:
-    """Owns the tree, ep0 and ep1..ep4. A fresh one starts from nothing: v0 cannot go on in band after a death."""
+    """Owns the tree, ep0 and ep1..ep4. `fds`: what the predecessor left in the store; empty at a first start."""
 
-    def __init__(self, loop: Loop, log: Log, tree: GadgetTree, handler: Handler) -> None:
+    def __init__(self, loop: Loop, log: Log, tree: GadgetTree, handler: Handler, fds: dict[str, int]) -> None:
         self._loop, self._log, self._tree, self._handler = loop, log, tree, handler
-        tree.remove()
-        tree.create()
-        self._ep0 = Ep0(tree.mount_point)
-        self._aio = AioContext(4 * DEEP + limits.MESSAGE_READS)
-        paths = [tree.mount_point / f"ep{number}" for number in (1, 2, 3, 4)]
-        self._requests = Endpoint(paths[0], Command.PWRITE, self._aio)
-        self._responses = Endpoint(paths[1], Command.PREAD, self._aio)
-        self._payloads_in = Endpoint(paths[2], Command.PWRITE, self._aio)
-        self._payloads_out = Endpoint(paths[3], Command.PREAD, self._aio)
-        self._endpoints = (self._requests, self._responses, self._payloads_in, self._payloads_out)
-        self._ended: dict[Endpoint, Callable[[Transfer, int], None]] = {
-            self._requests: lambda transfer, result: self._free.append(transfer.address),
-            self._responses: self._response,
-            self._payloads_in: self._left,
-            self._payloads_out: self._payload,
-        }
-        self._messages = mmap.mmap(-1, _MESSAGE_SLOTS * _SLOT + limits.MESSAGE_READS * _BUFFER)
-        self._base = addressof(c_char.from_buffer(self._messages))
-        self._free: list[int] = []
-        self._enabled = False
+        self._enabled, self._doubtful = False, False
         self._disowned = 0
-        self._armed = False
-        self._packet_bytes = 512
-        loop.watch(self._ep0.fd, self._events)
+        self._armed = self._arming = False  # are reads queued; are they wanted
+        self._overdue: Timer | None = None
+        self._adopted = kept.whole(fds) and tree.bound_udc() == tree.udc
+        if self._adopted:
+            self._ep0, self._note = Ep0(fds["ep0"]), kept.peer_of(fds)
+            self._ep0.abandon()
+        else:
+            fds = self._make()
+        self._aio = AioContext(4 * DEEP + limits.MESSAGE_READS)
+        endpoints = [
+            Endpoint(name, fds[name], command, self._aio)
+            for name, command in zip(kept.ENDPOINT_NAMES[1:], _COMMANDS, strict=True)
+        ]
+        self._endpoints = Endpoints(*endpoints)
+        self._planes: dict[Peer, Plane] = {
+            Peer.V0: PlaneV0(self._endpoints, handler),
+            Peer.V1: PlaneV1(self._endpoints, handler),
+        }
+        self._peer = Peer.NONE
+        self._unread = select.poll()
+        self._unread.register(self._ep0.fd, select.POLLIN)
         loop.watch(self._aio.eventfd, self._transfers)
+
+    def _make(self) -> dict[str, int]:
+        self._tree.remove()
+        self._tree.create()
+        place = self._tree.mount_point
+        self._ep0, self._note = Ep0.open(place), PeerNote.fresh()
+        return {name: open_file(place / name) for name in kept.ENDPOINT_NAMES[1:]}
+
+    def fds(self) -> tuple[int, ...]:
+        """What a successor needs, in the order of kept.names()."""
+        return (self._ep0.fd, *(endpoint.fd for endpoint in self._endpoints.all()), self._note.fd)
 
     # -- the link ------------------------------------------------------------------------------------------------
     def bind(self) -> None:
-        """Show ourselves to the host."""
-        self._tree.bind()
+        """Show ourselves to the host, or take over the link that is there. Once; ep0 is not read before it."""
+        self._loop.watch(self._ep0.fd, self._events)
+        if not self._adopted:
+            return self._tree.bind()
+        peer, state = self._note.read(), udc.state(self._tree.udc)
+        self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {peer.name}")
+        if peer is Peer.V1:
+            # No transfer of ours is there, and our predecessor's were cancelled before it was dead.
+            # Only one endpoint is halted: the host would clear the first halt, and take the next one for another.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the link is down: its return is an ENABLE
+                self._endpoints.payloads_in.halt()
+        elif peer is Peer.V0:
+            self.reenumerate()
+        elif state in ("configured", "suspended"):
+            self._begin()  # nobody has moved data: the host may go on where it is
+
+    def start_over(self, why: str) -> None:
+        """The data of this epoch cannot be trusted any more. Raises Gone with a v1 host: our successor's halt tells."""
+        if self._peer is Peer.V1:
+            raise Gone(f"{why}: the data plane must start over")
+        self._log.error(f"{why}: re-enumerating")
+        self.reenumerate()
 
     def reenumerate(self) -> None:
         """Disconnect and come back: the boundary that v0 has. Everything outstanding is lost first."""
@@ -124,116 +156,102 @@ class Transport:
     def speed(self) -> str:
         return udc.speed(self._tree.udc)
 
-    def arm(self) -> None:
-        """Keep reads for Responses queued, as soon as the kernel has let go of the last epoch's buffers."""
-        self._armed = False
-        self._arm_when_settled()
-
-    def _arm_when_settled(self) -> None:
-        if self._armed or not self._enabled or not self.settled:
-            return
-        self._armed = True
-        for index in range(limits.MESSAGE_READS):
-            self._queue_response_read(self._base + _MESSAGE_SLOTS * _SLOT + index * _BUFFER)
-        self.submit()
-
     def _events(self) -> None:
+        doubtful, self._doubtful = self._doubtful, False
         for event in self._ep0.events():
             if event.type is EventType.ENABLE:
                 self._lose("enabled anew")
                 self._begin()
+                if doubtful:
+                    self.start_over("a transfer of the last epoch may have gone into this one")
             elif event.type in (EventType.DISABLE, EventType.UNBIND):
                 self._lose(event.type.name.lower())
             elif event.type is EventType.SETUP:
                 self._handler.setup(Setup(self._ep0, event))
 
     def _begin(self) -> None:
-        self._enabled = True
-        # The real packet size: rounding 512 bytes up to 1024 at high speed would wait for a packet that never comes.
-        self._packet_bytes = PACKET_BYTES.get(self.speed, 512)
-        self._free = [self._base + index * _SLOT for index in range(_MESSAGE_SLOTS)]
+        self._enabled, self._armed, self._arming, self._peer = True, False, False, Peer.NONE
+        if not self.settled:
+            self._overdue = self._loop.after(limits.LET_GO_S, self._not_settled)
         self._handler.enabled()
+
+    def _not_settled(self) -> None:
+        if self._enabled and not self.settled:
+            # We were stopped between looking at ep0 and submitting: they lie in the new epoch and wait for its data.
+            self._log.error(f"{self._disowned} transfers of an ended epoch do not end: re-enumerating")
+            self.reenumerate()
 
     def _lose(self, why: str) -> None:
         if not self._enabled:
             return
         self._enabled = False
-        self._disowned += sum(endpoint.forget() for endpoint in self._endpoints)
+        if self._overdue is not None:
+            self._overdue.cancel()
+        self._disowned += sum(endpoint.forget() for endpoint in self._endpoints.all())
         self._handler.lost(why)
 
-    # -- sending -------------------------------------------------------------------------------------------------
-    def send_message(self, data: bytes) -> None:
-        """One Request on interrupt IN."""
-        if not self._enabled:
-            return
-        address = self._free.pop()
-        offset = address - self._base
-        self._messages[offset : offset + len(data)] = data
-        self._requests.queue([Transfer(None, address, len(data), len(data))])
+    # -- data ----------------------------------------------------------------------------------------------------
+    @property
+    def data_plane(self) -> Peer:
+        """Which wire is spoken in this epoch; NONE before its host has configured us."""
+        return self._peer
 
-    def send_payload(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
-        """A write's payload on bulk IN, behind those of earlier Requests; `left` tells when the slot is free of it."""
-        if self._enabled:
-            self._payloads_in.queue(pieces((pending, epoch), address, size_bytes, self._packet_bytes))
+    def begin_data(self, peer: Peer, wire_epoch: int = 0) -> None:
+        """The host of this link epoch speaks `peer`; `wire_epoch` is v1's."""
+        self._note.write(peer)
+        self._peer = peer
+        # The real packet size: rounding 512 bytes up to 1024 at high speed would wait for a packet that never comes.
+        self._planes[peer].begin(PACKET_BYTES.get(self.speed, 512), wire_epoch)
 
-    def receive_payload(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
-        """A read's payload from bulk OUT, behind those of earlier Responses; `filled` tells when it is there."""
+    def arm(self) -> None:
+        """Keep reads for what the host sends queued, once the kernel has let go of the last epoch's buffers."""
+        self._arming = True
+        self._arm_if_settled()
+
+    def _arm_if_settled(self) -> None:
+        if self._arming and not self._armed and self._enabled and self.settled:
+            self._armed = True
+            self._planes[self._peer].arm()
+
+    def send(self, send: Send, epoch: int, address: int) -> None:
         if self._enabled:
-            self._payloads_out.queue(pieces((pending, epoch), address, size_bytes, self._packet_bytes))
+            self._planes[self._peer].send(send, epoch, address)
+
+    def fill(self, pending: Pending, epoch: int, address: int, size_bytes: int) -> None:
+        if self._enabled:
+            self._planes[self._peer].fill(pending, epoch, address, size_bytes)
 
     def submit(self) -> None:
         """Hand what is queued to the kernel."""
-        if not self._enabled:
+        if not self._enabled or self._peer is Peer.NONE:
             return
         if self._aio.writes >= WRITES_BEFORE_WRAP:
             raise Gone("a kernel counter of this process is half full: a successor begins with a new one")
-        for endpoint in self._endpoints:
-            endpoint.pump()
+        if self._peer is Peer.V0 and self._unread.poll(0):
+            return  # an event may end this epoch: first hear it
+        self._planes[self._peer].pump()
+        if self._peer is Peer.V0 and self._unread.poll(0):
+            self._doubtful = True  # which epoch did those go into? (v1 frames say theirs)
 
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
         for number, result in self._aio.completions():
-            for endpoint in self._endpoints:
-                transfer = endpoint.ended(number)
-                if transfer is not None:
-                    self._transfer(endpoint, transfer, result)
-                    break
-            else:
-                self._disowned -= 1
-        self._arm_when_settled()
+            self._completed(number, result)
+        self._arm_if_settled()
         self.submit()
 
-    def _transfer(self, endpoint: Endpoint, transfer: Transfer, result: int) -> None:
-        if -result in _LINK_DOWN:
-            return self._lose(f"{endpoint.name}: {errno.errorcode[-result]}")
-        if result < 0:
-            # ENOMEM (64 KiB is one kmalloc), EFAULT, ...: the link is up, so no ENABLE would ever come by itself.
-            self._log.error(f"{endpoint.name}: {os.strerror(-result)}: starting the link over")
-            return self.reenumerate()
-        if endpoint is not self._responses and result != transfer.expected:
-            self._log.error(f"{endpoint.name}: {result} bytes, not {transfer.expected}: the host broke the protocol")
-            return self.reenumerate()
-        self._ended[endpoint](transfer, result)
-
-    def _response(self, transfer: Transfer, result: int) -> None:
-        offset = transfer.address - self._base
-        data = self._messages[offset : offset + result]
-        self._queue_response_read(transfer.address)
-        self._handler.message(data)
-
-    def _queue_response_read(self, address: int) -> None:
-        self._responses.queue([Transfer(None, address, _BUFFER, MESSAGE_BYTES)])
-
-    def _left(self, transfer: Transfer, result: int) -> None:
-        if transfer.last and transfer.key is not None:
-            self._handler.left(*transfer.key)
-
-    def _payload(self, transfer: Transfer, result: int) -> None:
-        if transfer.last and transfer.key is not None:
-            self._handler.filled(*transfer.key)
-
-
-# Every request of every export may be waiting at once: a queue has at most QUEUE_DEPTH tags, and its dead predecessor's
-# orphans as many again.
-_MESSAGE_SLOTS = 2 * limits.MAX_EXPORTS * limits.QUEUE_DEPTH
-_LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.ECONNRESET)
+    def _completed(self, number: int, result: int) -> None:
+        for endpoint in self._endpoints.all():
+            transfer = endpoint.ended(number)
+            if transfer is None:
+                continue
+            if -result in _LINK_DOWN:
+                return self._lose(f"{endpoint.name}: {errno.errorcode[-result]}")
+            try:
+                if result < 0:
+                    # ENOMEM (64 KiB is one kmalloc), EFAULT, ...: the link is up: no ENABLE would come by itself.
+                    raise BrokenLink(f"{endpoint.name}: {os.strerror(-result)}")
+                return self._planes[self._peer].ended(endpoint, transfer, result)
+            except BrokenLink as error:
+                return self.start_over(str(error))
+        self._disowned -= 1

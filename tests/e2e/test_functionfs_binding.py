@@ -26,7 +26,7 @@ from common.errors import Refused
 from gadget.usb import udc
 from gadget.usb.aio import AioContext, Command
 from gadget.usb.configfs import GadgetTree
-from gadget.usb.endpoint import DEEP, Endpoint, Transfer, pieces
+from gadget.usb.endpoint import DEEP, Endpoint, Transfer, open_file, pieces
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
 from gadget.usb.transport import PACKET_BYTES
 from tests.e2e.v0_host import await_event, enumerated, fresh_backend
@@ -44,10 +44,12 @@ class Gadget:
     def __init__(self, tree: GadgetTree) -> None:
         self.tree = tree
         tree.create()
-        self.ep0 = Ep0(tree.mount_point)
+        self.ep0 = Ep0.open(tree.mount_point)
         self.aio = AioContext(4 * DEEP)
         commands = (Command.PWRITE, Command.PREAD, Command.PWRITE, Command.PREAD)
-        self.endpoints = [Endpoint(tree.mount_point / f"ep{n}", c, self.aio) for n, c in enumerate(commands, 1)]
+        self.endpoints = [
+            Endpoint(f"ep{n}", open_file(tree.mount_point / f"ep{n}"), c, self.aio) for n, c in enumerate(commands, 1)
+        ]
         self.requests, self.responses, self.bulk_in, self.bulk_out = self.endpoints
         self.memory = mmap.mmap(-1, 2 * MIB)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))

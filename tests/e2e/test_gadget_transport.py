@@ -1,7 +1,9 @@
 """The transport's answer to transfers that fail: link loss is waited out, anything else starts the link over."""
 
+import mmap
 import time
 from collections.abc import Callable, Iterator
+from ctypes import addressof, c_char
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,14 @@ import pytest
 from bus.loop import Loop
 from common.log import Log
 from common.wire import Op, Request
+from common.wire_v1 import Record
 from gadget.usb import udc
 from gadget.usb.configfs import GadgetTree
-from gadget.usb.core import Pending
+from gadget.usb.core import Pending, Send
+from gadget.usb.kept import Peer
 from gadget.usb.transport import Setup, Transport
+from tests.e2e.raw_device import RawDevice
+from tests.e2e.v0_host import await_event, enumerated
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
 NOWHERE = 8  # an address no process has mapped
@@ -37,6 +43,7 @@ class Recorder:
     def message(self, data: bytes) -> None: ...
     def filled(self, pending: Pending, epoch: int) -> None: ...
     def left(self, pending: Pending, epoch: int) -> None: ...
+    def record(self, record: Record, address: int) -> None: ...
 
 
 @pytest.fixture
@@ -69,13 +76,59 @@ def test_a_transfer_that_fails_while_the_link_is_up_starts_it_over_and_leaves_no
 ) -> None:
     """Seen with EFAULT and ENOMEM: no ENABLE comes by itself then, and the side waited for one for ever."""
     loop, handler = Loop(), Recorder()
-    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler)
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler, {})
     transport.bind()
     run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.begin_data(Peer.V0)
     transport.arm()
-    transport.send_payload(PENDING, 1, NOWHERE, 4096)
+    transport.send(Send(PENDING, 4096), 1, NOWHERE)
     transport.submit()
     run_until(loop, "the second ENABLE", lambda: handler.enables == 2)
     run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)
     assert handler.losses == ["re-enumerating"]
     assert "Bad address" in (tmp_path / "log").read_text()
+
+
+def test_a_transfer_that_slipped_into_the_next_epoch_starts_the_link_over(tree: GadgetTree, tmp_path: Path) -> None:
+    """Found by review: we were stopped between looking at ep0 and submitting, and waited for that transfer for ever."""
+    loop, handler = Loop(), Recorder()
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler, {})
+    transport.bind()
+    run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.begin_data(Peer.V0)
+    place = await_event("the gadget to be enumerated", enumerated)
+    host = RawDevice(place)
+    host.reset()  # DISABLE and ENABLE, which the loop has not heard of
+    memory = mmap.mmap(-1, 4096)
+    transport.fill(PENDING, 1, addressof(c_char.from_buffer(memory)), 512)
+    transport._planes[Peer.V0].pump()
+    run_until(loop, "the link to start over", lambda: handler.enables == 3)
+    run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)
+    assert handler.losses == ["enabled anew", "re-enumerating"]
+    host.close()
+
+
+def test_an_enable_between_two_looks_at_ep0_makes_what_was_submitted_there_doubtful(
+    tree: GadgetTree, tmp_path: Path
+) -> None:
+    """A Request that goes out twice in one epoch would shift every payload after it (v0 carries no epoch)."""
+    loop, handler = Loop(), Recorder()
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler, {})
+    transport.bind()
+    run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.begin_data(Peer.V0)
+    host = RawDevice(await_event("the gadget to be enumerated", enumerated))
+    plane = transport._planes[Peer.V0]
+    pump = plane.pump
+
+    def reset_and_pump() -> None:
+        host.reset()
+        pump()
+
+    plane.pump = reset_and_pump  # type: ignore[method-assign]
+    transport.send(Send(PENDING, 0), 1, 0)
+    transport.submit()
+    plane.pump = pump  # type: ignore[method-assign]
+    run_until(loop, "the link to start over", lambda: handler.enables == 3)
+    assert handler.losses == ["enabled anew", "re-enumerating"]
+    host.close()

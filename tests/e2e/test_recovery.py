@@ -14,6 +14,7 @@ import pytest
 
 from bus.runtime import Runtime, Side, living
 from common import limits
+from tests.e2e.v0_host import enumerated
 from tools.demo import faults, inside
 from tools.supervise.launch import all_living, await_deaths
 from tools.supervise.launch import kill as kill_records
@@ -58,6 +59,17 @@ def test_both_dds_go_on_after_two_are_killed_at_once(
 ) -> None:
     named = [(side, bench.image_role if role == "queue" else role) for side, role in roles]
     inside.strike(load, faults.kill_all(named))
+
+
+def test_a_kill_of_the_gadgets_usb_leaves_the_usb_device_where_it_is(bench: inside.Bench, load: inside.Load) -> None:
+    """Issue 3, item 2: no re-enumeration, so not a new address either; the host's interface stays claimed."""
+    assert inside.status(G)["link"]["peer"] == inside.status(H)["link"]["peer"] == "v1"
+    place = enumerated()
+    assert place is not None
+    before = (place / "devnum").read_text()
+    for _ in range(3):
+        inside.strike(load, faults.kill_all([(G, "usb")]))
+        assert (place / "devnum").read_text() == before
 
 
 def whole_side(side: Side, again: list[str]) -> faults.Fault:

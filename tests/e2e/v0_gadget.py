@@ -32,7 +32,7 @@ class V0Gadget:
         self.enables = 0
         self._tree = GadgetTree("test-v0", udc.choose(None), 0x1D6B, 0x0104, "v0test", "v0", mount_point)
         self._tree.create()
-        self._ep0 = Ep0(mount_point)
+        self._ep0 = Ep0.open(mount_point)
         self._fds = [os.open(mount_point / f"ep{number}", os.O_RDWR | os.O_CLOEXEC) for number in (1, 2, 3, 4)]
         self._requests, self._responses, self._payloads_in, self._payloads_out = self._fds
         self._running = True

@@ -3,7 +3,6 @@
 Not the product's host: it knows nothing of replug's ways, so what works with it works with any v0 host.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import usb.backend.libusb1
-import usb.core
-import usb.util
 
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Op, Request, Response, Status
+from tests.e2e.raw_device import RawDevice
 
 T = TypeVar("T")
 INTERRUPT, BULK = 3, 2
@@ -61,27 +59,23 @@ class V0Host:
         self.status_of: Callable[[Request], int] = lambda request: 0
         self.answers_early = False  # refuse a write before its payload was taken, as v0 allows
         self.requests: list[Request] = []
-        self.ended = ""
+        self.ended, self._left = "", False
         place = await_event("the gadget to be enumerated", enumerated)
         self.number = int((place / "devnum").read_text())
-        self.device = usb.core.find(idVendor=0x1D6B, idProduct=0x0104, backend=fresh_backend())
+        self.device = RawDevice(place)
         self._server: threading.Thread | None = None
-        interface = self.device.get_active_configuration()[(0, 0)]
-        by = {(e.bmAttributes & 3, bool(e.bEndpointAddress & 0x80)): e for e in interface}
-        self.endpoints = [(e.bEndpointAddress, e.bmAttributes & 3, e.wMaxPacketSize) for e in interface]
-        self.triple = (interface.bInterfaceClass, interface.bInterfaceSubClass, interface.bInterfaceProtocol)
+        by = {(e.attributes & 3, bool(e.address & 0x80)): e for e in self.device.endpoints}
         self._requests, self._responses = by[INTERRUPT, True], by[INTERRUPT, False]
         self._payloads_in, self._payloads_out = by[BULK, True], by[BULK, False]
-        usb.util.claim_interface(self.device, 0)
 
     def ident(self) -> Ident:
-        return Ident.decode(bytes(self.device.ctrl_transfer(CONTROL_TYPE[Control.IDENT], Control.IDENT, 0, 0, 8)))
+        return Ident.decode(self.device.control(CONTROL_TYPE[Control.IDENT], Control.IDENT, 8))
 
     def status(self) -> Status:
-        return Status.decode(bytes(self.device.ctrl_transfer(CONTROL_TYPE[Control.STATUS], Control.STATUS, 0, 0, 16)))
+        return Status.decode(self.device.control(CONTROL_TYPE[Control.STATUS], Control.STATUS, 16))
 
     def send_config(self, data: bytes) -> None:
-        self.device.ctrl_transfer(CONTROL_TYPE[Control.CONFIG_EXPORTS], Control.CONFIG_EXPORTS, 0, 0, data)
+        self.device.control(CONTROL_TYPE[Control.CONFIG_EXPORTS], Control.CONFIG_EXPORTS, data)
 
     def configure(self) -> None:
         self.send_config(ConfigExports((self.record,)).encode())
@@ -98,8 +92,8 @@ class V0Host:
     def _serve(self) -> None:
         try:
             while True:
-                self._answer(Request.decode(bytes(self._requests.read(1024, 0))))
-        except usb.core.USBError as error:
+                self._answer(Request.decode(self._requests.read(1024, 0)))
+        except OSError as error:
             self.ended = str(error)
 
     def _answer(self, request: Request) -> None:
@@ -111,7 +105,7 @@ class V0Host:
         if request.op is Op.WRITE:
             payload = b""
             while len(payload) < size:
-                payload += bytes(self._payloads_in.read(min(65536, size - len(payload)), 0))
+                payload += self._payloads_in.read(min(65536, size - len(payload)), 0)
             if status == 0:
                 self.data[start : start + size] = payload
         if not (status and self.answers_early):
@@ -120,13 +114,17 @@ class V0Host:
             for offset in range(start, start + size, 65536):
                 self._payloads_out.write(bytes(self.data[offset : min(offset + 65536, start + size)]), 0)
 
+    def _ended(self) -> bool:
+        return self._server is None or not self._server.is_alive()
+
     def leave(self) -> None:
-        """Let go of the interface. A read in another thread is ended first: to close under it crashes libusb."""
-        if self._server is not None:
-            deadline = time.monotonic() + 20
-            while self._server.is_alive() and time.monotonic() < deadline:
-                with contextlib.suppress(usb.core.USBError):
-                    self.device.reset()
-                self._server.join(1)  # a read that began only after the reset is ended by the next one
-            assert not self._server.is_alive(), "the host's read did not end after a reset"
-        usb.util.dispose_resources(self.device)
+        """Let go of the device; reads and writes of other threads are ended first."""
+        deadline = time.monotonic() + 20
+        while not self._ended() and time.monotonic() < deadline:
+            self.device.reset()
+            assert self._server is not None
+            self._server.join(1)  # a read that began only after the reset is ended by the next one
+        assert self._ended(), "the host's transfers did not end after a reset"
+        if not self._left:
+            self._left = True
+            self.device.close()

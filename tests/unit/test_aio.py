@@ -5,13 +5,14 @@ import errno
 import mmap
 import os
 import select
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gadget.usb.aio import AioContext, Command
-from gadget.usb.endpoint import DEEP, Endpoint, Transfer
+from gadget.usb.endpoint import DEEP, Endpoint, Transfer, open_file
 
 DEPTH = 4
 
@@ -109,7 +110,7 @@ def test_an_endpoint_gives_the_kernel_so_many_transfers_in_order_and_keeps_the_r
 ) -> None:
     (tmp_path / "ep").touch()
     aio = AioContext(2 * DEEP)
-    endpoint = Endpoint(tmp_path / "ep", Command.PWRITE, aio)
+    endpoint = Endpoint("ep", open_file(tmp_path / "ep"), Command.PWRITE, aio)
     transfers = [Transfer(None, address_of(memory) + index, 512, 1) for index in range(DEEP + 3)]
     endpoint.queue(transfers)
     endpoint.pump()
@@ -125,12 +126,29 @@ def test_an_endpoint_gives_the_kernel_so_many_transfers_in_order_and_keeps_the_r
 def test_a_forgotten_transfer_is_nobodys_when_it_ends(tmp_path: Path, memory: mmap.mmap) -> None:
     (tmp_path / "ep").touch()
     aio = AioContext(2 * DEEP)
-    endpoint = Endpoint(tmp_path / "ep", Command.PWRITE, aio)
+    endpoint = Endpoint("ep", open_file(tmp_path / "ep"), Command.PWRITE, aio)
     endpoint.queue([Transfer(None, address_of(memory), 512, 1)] * (DEEP + 1))
     endpoint.pump()
     assert endpoint.forget() == DEEP
     assert [endpoint.ended(number) for number, _ in reap(aio)] == [None] * DEEP
     endpoint.pump()
     assert aio.outstanding == 0  # what had waited is gone too
+    aio.close()
+    os.close(endpoint.fd)
+
+
+def test_a_gathered_transfer_is_made_of_the_pieces_in_order(tmp_path: Path, memory: mmap.mmap) -> None:
+    (tmp_path / "ep").touch()
+    aio = AioContext(DEEP)
+    endpoint = Endpoint("ep", open_file(tmp_path / "ep"), Command.PWRITE, aio)
+    memory[:6] = b"abcdef"
+    base = address_of(memory)
+    iovecs = ctypes.create_string_buffer(struct.pack("<QQQQ", base + 4, 2, base, 3))
+    endpoint.gather(ctypes.addressof(iovecs), 2, 5)
+    assert endpoint.in_flight == 1
+    ((number, result),) = reap(aio)
+    ended = endpoint.ended(number)
+    assert ended is not None and result == ended.expected == 5
+    assert (tmp_path / "ep").read_bytes() == b"efabc"
     aio.close()
     os.close(endpoint.fd)

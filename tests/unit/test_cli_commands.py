@@ -12,6 +12,7 @@ import pytest
 
 import tools
 from bus.runtime import Runtime, Side
+from common import limits
 from common.errors import Exit
 from tools.cli import main
 from tools.cli.host import told
@@ -110,6 +111,16 @@ def test_no_ublk(runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypat
     assert main(["gadget", "up"]) == Exit.BAD_INPUT
     assert error_of(capsys).startswith("/dev/ublk-control: not there: ")
     assert not Runtime(Side.GADGET).root.exists()
+
+
+@pytest.mark.parametrize("depth", [limits.MIN_QUEUE_DEPTH - 1, limits.MAX_QUEUE_DEPTH + 1])
+def test_a_queue_depth_that_cannot_work(
+    runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Found by review: above what a host takes in flight the export stood still for ever."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main(["gadget", "up", "--queue-depth", str(depth)]) == Exit.BAD_INPUT
+    assert error_of(capsys).startswith(f"--queue-depth {depth}: ")
 
 
 def test_an_instance_name_that_cannot_be_part_of_a_path(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:

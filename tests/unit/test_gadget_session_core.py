@@ -1,5 +1,6 @@
 """The gadget's session: which devices exist, what a state file may be, never silently another disk."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,36 +9,44 @@ from hypothesis import strategies as st
 
 from common.errors import WireError
 from common.wire import ConfigExports, ExportRecord
-from gadget.session.core import adopt, configure
+from common.wire_v1 import ConfigV1, ExportFlag, ExportV1
+from gadget.session.core import adopt, configure, exports_of
 from gadget.session.state import Device, State, load, save
 
 A, B = ExportRecord(0xA, 4096, 1 << 20), ExportRecord(0xB, 512, 1 << 20)
+IDENTITY, OTHER = bytes(range(16)), bytes(range(1, 17))
+
+
+def announced(*records: ExportRecord) -> tuple[ExportV1, ...]:
+    return tuple(ExportV1(record) for record in records)
+
+
 NONE: frozenset[int] = frozenset()
 
 
 def test_each_export_gets_the_smallest_free_device_number() -> None:
-    decision = configure(State(1), ConfigExports((A, B)), frozenset({0, 2}), 4096)
+    decision = configure(State(1), announced(A, B), frozenset({0, 2}), 4096)
     assert [(d.record, d.ublk_id) for d in decision.state.devices] == [(A, 1), (B, 3)]
     assert decision.agreed == {0xA, 0xB}
 
 
 def test_the_same_set_again_keeps_every_device() -> None:
-    first = configure(State(1), ConfigExports((A, B)), NONE, 4096).state
-    again = configure(first, ConfigExports((B, A)), frozenset({0, 1}), 4096)
+    first = configure(State(1), announced(A, B), NONE, 4096).state
+    again = configure(first, announced(B, A), frozenset({0, 1}), 4096)
     assert again.state == first and again.agreed == {0xA, 0xB}
 
 
 def test_an_export_left_out_is_parked_and_keeps_its_device() -> None:
-    first = configure(State(1), ConfigExports((A, B)), NONE, 4096).state
-    second = configure(first, ConfigExports((B,)), frozenset({0, 1}), 4096)
+    first = configure(State(1), announced(A, B), NONE, 4096).state
+    second = configure(first, announced(B), frozenset({0, 1}), 4096)
     assert [d.record for d in second.state.devices] == [A, B]
     assert second.agreed == {0xB}
 
 
 @pytest.mark.parametrize("other", [ExportRecord(0xA, 512, 1 << 20), ExportRecord(0xA, 4096, 1 << 21)])
 def test_the_same_id_with_another_geometry_is_another_disk(other: ExportRecord) -> None:
-    first = configure(State(1), ConfigExports((A,)), NONE, 4096).state
-    second = configure(first, ConfigExports((other, B)), frozenset({0}), 4096)
+    first = configure(State(1), announced(A), NONE, 4096).state
+    second = configure(first, announced(other, B), frozenset({0}), 4096)
     assert second.agreed == {0xB}
     assert "another disk" in second.refused[0xA]
     assert second.state.devices[0] == first.devices[0]
@@ -45,22 +54,60 @@ def test_the_same_id_with_another_geometry_is_another_disk(other: ExportRecord) 
 
 def test_a_block_size_above_the_page_is_refused_by_name() -> None:
     big = ExportRecord(0xC, 65536, 1 << 20)
-    decision = configure(State(1), ConfigExports((big, A)), NONE, 4096)
+    decision = configure(State(1), announced(big, A), NONE, 4096)
     assert decision.agreed == {0xA} and "larger than a page" in decision.refused[0xC]
 
 
 def test_parked_devices_count_towards_the_limit() -> None:
-    full = ConfigExports(tuple(ExportRecord(n + 1, 512, 512) for n in range(32)))
+    full = announced(*(ExportRecord(n + 1, 512, 512) for n in range(32)))
     state = configure(State(1), full, NONE, 4096).state
-    decision = configure(state, ConfigExports((ExportRecord(99, 512, 512),)), NONE, 4096)
+    decision = configure(state, announced(ExportRecord(99, 512, 512)), NONE, 4096)
     assert decision.agreed == NONE and "32 devices" in decision.refused[99]
 
 
+def test_another_identity_of_the_same_size_is_another_disk() -> None:
+    first = configure(State(1), (ExportV1(A, identity=IDENTITY),), NONE, 4096).state
+    second = configure(first, (ExportV1(A, identity=OTHER),), frozenset({0}), 4096)
+    assert second.agreed == NONE and OTHER.hex() in second.refused[0xA]
+    assert configure(first, announced(A), frozenset({0}), 4096).agreed == {0xA}, "a v0 host cannot say which disk it is"
+
+
+def test_an_identity_said_later_is_remembered_from_then_on() -> None:
+    unknown = configure(State(1), announced(A), NONE, 4096).state
+    known = configure(unknown, (ExportV1(A, identity=IDENTITY),), frozenset({0}), 4096).state
+    assert configure(known, (ExportV1(A, identity=OTHER),), frozenset({0}), 4096).agreed == NONE
+
+
+def test_a_read_only_export_is_a_read_only_device_and_never_stands_for_a_writable_one() -> None:
+    read_only = (ExportV1(A, ExportFlag.READ_ONLY),)
+    assert configure(State(1), read_only, NONE, 4096).state.devices[0].read_only
+    writable = configure(State(1), announced(A), NONE, 4096).state
+    decision = configure(writable, read_only, frozenset({0}), 4096)
+    assert decision.agreed == NONE and "read-only" in decision.refused[0xA]
+
+
+def test_both_wires_announce_the_same_exports() -> None:
+    v1 = ConfigV1(1, bytes(16), (ExportV1(A, name="root"), ExportV1(B)))
+    assert [e.record for e in exports_of(v1.encode(), 1)] == [
+        e.record for e in exports_of(ConfigExports((A, B)).encode(), 0)
+    ]
+    with pytest.raises(WireError, match="version 2"):
+        exports_of(v1.encode(), 2)
+
+
 def test_state_survives_the_file(tmp_path: Path) -> None:
-    state = State(0xFEDC, (Device("a", A, 0), Device("b", B, 7)), (0xA,))
+    devices = (Device("a", A, 0), Device("b", B, 7, read_only=True, identity=IDENTITY.hex(), label="root"))
+    state = State(0xFEDC, devices, (0xA,))
     save(tmp_path / "state.json", state)
     assert load(tmp_path / "state.json") == state
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_state_file_of_the_first_releases_describes_writable_devices() -> None:
+    fields = json.loads(State(1, (Device("a", A, 0),)).encode())
+    for name in ("read_only", "identity", "label"):
+        del fields["devices"][0][name]
+    assert State.decode(json.dumps(fields).encode()).devices == (Device("a", A, 0),)
 
 
 def test_no_state_file_is_no_state(tmp_path: Path) -> None:

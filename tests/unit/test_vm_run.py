@@ -76,4 +76,3 @@ def test_guest_does_not_outlive_whoever_waits_for_it(number: signal.Signals, tmp
     assert ended, f"QEMU, pid {qemu}, still runs 20 s later"
     if number is signal.SIGTERM:
         assert not list(tmp_path.iterdir()), "temporary files were left"
-

@@ -16,6 +16,8 @@ def up(instance: str, udc: str | None, serial: str | None, queue_depth: int | No
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
     if queue_depth is not None and queue_depth < limits.MIN_QUEUE_DEPTH:
         raise Refused(f"--queue-depth {queue_depth}: below {limits.MIN_QUEUE_DEPTH} a dead queue is noticed too late")
+    if queue_depth is not None and queue_depth > limits.MAX_QUEUE_DEPTH:
+        raise Refused(f"--queue-depth {queue_depth}: a host takes {limits.MAX_QUEUE_DEPTH} of an export at most")
     refuse_second(runtime, "gadget up")
     checks.load_modules()
     checks.need_ublk()
