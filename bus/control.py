@@ -39,9 +39,11 @@ class ControlServer:
         self._socket.set(zmq.LINGER, 200)  # the answer to "stop" should still leave
         self._socket.set(zmq.MAXMSGSIZE, limits.MAX_ENVELOPE)
         self._socket.bind(endpoint)
+        self._loop = loop
         loop.watch(self._socket, self._readable)
 
     def _readable(self) -> None:
+        self._loop.stir(self._socket)  # answers are sent below, and there may be more calls than are taken at once
         for _ in range(16):
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)

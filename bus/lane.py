@@ -7,17 +7,17 @@ side learns of every new incarnation of the other exactly once (`on_peer`) and t
 until then `send` drops, because the replay will carry it. Messages for or from another generation are dropped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import zmq
 
 from bus.envelope import ANY_GENERATION, Body, Envelope, Kind
-from bus.loop import Loop
+from bus.loop import Loop, has_message
 from common import limits
 from common.errors import WireError
 
-_BURST = 64  # messages read for each wake-up: a flood on one lane must not starve the others
+_BURST = 64  # messages read for each wake-up
 
 
 class _Warn(Protocol):
@@ -45,6 +45,17 @@ class _Lane:
             self.stale += 1
             return None
         return envelope
+
+    def _receive(self, socket: "zmq.Socket[bytes]") -> Iterator[list[bytes]]:
+        """The messages that are there, at most _BURST of them: a flood on one lane must not starve the others."""
+        for _ in range(_BURST):
+            if not has_message(socket):
+                return
+            frames = [socket.recv(zmq.DONTWAIT)]
+            while socket.getsockopt(zmq.RCVMORE):
+                frames.append(socket.recv(zmq.DONTWAIT))
+            yield frames
+        self._loop.stir(socket)
 
     def _refuse(self, why: str) -> None:
         self.malformed += 1
@@ -86,8 +97,13 @@ class LaneServer(_Lane):
         peer = self._peers.get(role)
         if peer is None:
             return False
+        return self._send_to(peer[1], self._encode(kind, peer[0], body))
+
+    def _send_to(self, identity: bytes, data: bytes) -> bool:
+        self._loop.stir(self._socket)
         try:
-            self._socket.send_multipart([peer[1], self._encode(kind, peer[0], body)], zmq.DONTWAIT)
+            self._socket.send(identity, zmq.DONTWAIT | zmq.SNDMORE)
+            self._socket.send(data, zmq.DONTWAIT)
         except zmq.ZMQError:  # EHOSTUNREACH: its pipe is gone; EAGAIN: above the high-water mark, so it does not read
             return False
         return True
@@ -104,11 +120,7 @@ class LaneServer(_Lane):
         self._peers.pop(role, None)
 
     def _readable(self) -> None:
-        for _ in range(_BURST):
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        for frames in self._receive(self._socket):
             if len(frames) != 2:
                 self._refuse(f"{len(frames)} frames, not 2")
             elif frames[1] == b"":
@@ -119,10 +131,8 @@ class LaneServer(_Lane):
                     self._take(frames[0], envelope)
 
     def _welcome(self, identity: bytes) -> None:
-        try:
-            self._socket.send_multipart([identity, self._encode(Kind.WELCOME, ANY_GENERATION, None)], zmq.DONTWAIT)
-        except zmq.ZMQError:
-            return  # the stranger has gone again: it will probe again when it is back
+        # A stranger that has gone again will probe again when it is back.
+        self._send_to(identity, self._encode(Kind.WELCOME, ANY_GENERATION, None))
 
     def _take(self, identity: bytes, envelope: Envelope) -> None:
         role, generation = envelope.sender, envelope.sender_generation
@@ -180,6 +190,7 @@ class LaneClient(_Lane):
         return self._send(kind, body, self.peer_generation)
 
     def _send(self, kind: Kind, body: Body, addressee: int) -> bool:
+        self._loop.stir(self._socket)
         try:
             self._socket.send(self._encode(kind, addressee, body), zmq.DONTWAIT)
         except zmq.Again:
@@ -187,11 +198,7 @@ class LaneClient(_Lane):
         return True
 
     def _readable(self) -> None:
-        for _ in range(_BURST):
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        for frames in self._receive(self._socket):
             envelope = self._decode(frames[-1])
             if envelope is not None:
                 self._take(envelope)

@@ -1,12 +1,17 @@
 """The one loop of a role: sockets, file descriptors and timers in, calls out. Single-threaded.
 
-Threads (host USB transfers, writes of a source) hand their results over with `post`, which wakes the loop by an
-eventfd. Handlers must not block. An idle loop sleeps until the next timer.
+Threads (a source's reads and writes, opening a USB device) hand their results over with `post`, which wakes the loop by
+an eventfd. Handlers must not block. An idle loop sleeps until the next timer.
+
+A ZeroMQ socket is waited for by its descriptor (ZMQ_FD), which says only that something has happened inside: a message
+may be there without it, because sending takes in what has arrived, too. So whoever has sent, or has left messages
+unread, calls `stir`, and the socket itself is asked (ZMQ_EVENTS) before the loop sleeps.
 """
 
 import heapq
 import itertools
 import os
+import select
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +20,12 @@ from dataclasses import dataclass, field
 import zmq
 
 Handler = Callable[[], None]
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)  # as flags of an Enum they cost more than the question itself
+
+
+def has_message(socket: "zmq.Socket[bytes]") -> bool:
+    """Can a message be read now? (ZMQ_EVENTS: the question also takes in what has arrived.)"""
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 @dataclass(order=True)
@@ -33,8 +44,10 @@ class Loop:
     """Run handlers until `stop(code)`."""
 
     def __init__(self) -> None:
-        self._poller = zmq.Poller()
-        self._handlers: dict[object, Handler] = {}
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}  # by fd
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}  # those of them that are a socket's
+        self._stirred: set[zmq.Socket[bytes]] = set()
         self._timers: list[Timer] = []
         self._order = itertools.count()
         self._posted: deque[Handler] = deque()
@@ -49,13 +62,30 @@ class Loop:
         return time.monotonic()
 
     def watch(self, source: "zmq.Socket[bytes] | int", handler: Handler, events: int = zmq.POLLIN) -> None:
-        """Call `handler` whenever `source` (a ZeroMQ socket or an fd) is ready. Level-triggered."""
-        self._poller.register(source, events)
-        self._handlers[source] = handler
+        """Call `handler` whenever `source` (a ZeroMQ socket or an fd) is ready. Level-triggered.
+
+        `events` of an fd: POLLIN or POLLOUT; errors and hang-ups always count. A socket is watched for POLLIN only, and
+        its handler reads all there is, or calls `stir`.
+        """
+        fd = source if isinstance(source, int) else source.fileno()
+        self._epoll.register(fd, select.EPOLLOUT if events == zmq.POLLOUT else select.EPOLLIN)
+        self._handlers[fd] = handler
+        if not isinstance(source, int):
+            self._sockets[fd] = source
+            self._stirred.add(source)
 
     def unwatch(self, source: "zmq.Socket[bytes] | int") -> None:
-        if self._handlers.pop(source, None) is not None:
-            self._poller.unregister(source)
+        """Before the fd is closed."""
+        fd = source if isinstance(source, int) else source.fileno()
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+            socket = self._sockets.pop(fd, None)
+            if socket is not None:
+                self._stirred.discard(socket)
+
+    def stir(self, socket: "zmq.Socket[bytes]") -> None:
+        """Something was sent on a watched socket, or messages were left in it: ask it before the loop sleeps."""
+        self._stirred.add(socket)
 
     def after(self, delay_s: float, handler: Handler) -> Timer:
         timer = Timer(self.now() + delay_s, next(self._order), handler)
@@ -91,19 +121,33 @@ class Loop:
                 handler()
             if self._code is not None:
                 break
-            for source, _ in self._poller.poll(self._timeout_ms()):
-                handler_of = self._handlers.get(source)
+            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s()):
+                handler_of = self._handlers.get(fd)
                 if handler_of is not None:
+                    if fd in self._sockets:
+                        self._stirred.discard(self._sockets[fd])
                     handler_of()
+            for socket in self._unread():
+                self._stirred.discard(socket)
+                self._handlers[socket.fileno()]()  # nobody unwatches a socket
             self._run_timers()
         return self._code
 
-    def _timeout_ms(self) -> int | None:
+    def _unread(self) -> list["zmq.Socket[bytes]"]:
+        """Stirred sockets that have a message. The others are left to their descriptors."""
+        if not self._stirred:
+            return []
+        unread = [socket for socket in self._stirred if has_message(socket)]
+        self._stirred.clear()
+        self._stirred.update(unread)
+        return unread
+
+    def _timeout_s(self) -> float | None:
         while self._timers and self._timers[0].handler is None:
             heapq.heappop(self._timers)
         if not self._timers:
             return None
-        return max(0, int((self._timers[0].due - self.now()) * 1000) + 1)
+        return max(0.0, self._timers[0].due - self.now())
 
     def _run_timers(self) -> None:
         now = self.now()

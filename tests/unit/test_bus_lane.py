@@ -168,3 +168,55 @@ def test_malformed_bytes_are_counted_and_harmless(bench: Bench, data: bytes) -> 
     assert "dropped a message" in server.log.lines[0]
     client = Client(bench.loop, bench.context(), bench.endpoint, 5)
     bench.until(lambda: client.peers == [7], "an honest client to be served")
+
+
+def test_a_message_that_came_in_while_we_were_sending_is_read_before_the_loop_sleeps(tmp_path: Path) -> None:
+    """ZMQ_FD is not readable then: sending has taken in what had arrived."""
+    context, loop, read = zmq.Context(), Loop(), list[bytes]()
+    ours, theirs = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    ours.bind(f"ipc://{tmp_path}/pair")
+    theirs.connect(f"ipc://{tmp_path}/pair")
+    theirs.send(b"first")
+    ours.poll(5000)
+
+    def readable() -> None:
+        while ours.poll(0):
+            read.append(ours.recv(zmq.DONTWAIT))
+        if read[-1] == b"second":
+            loop.stop()
+
+    def send_and_take_in() -> None:
+        theirs.send(b"second")
+        while not ours.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            time.sleep(0.001)
+        ours.send(b"anything")
+        loop.stir(ours)
+
+    loop.watch(ours, readable)
+    loop.after(0.05, send_and_take_in)
+    loop.after(5, lambda: loop.stop(1))
+    assert loop.run() == 0 and read == [b"first", b"second"]
+    context.destroy(linger=0)
+
+
+def both(bench: Bench) -> tuple[Server, Client]:
+    server = Server(bench.loop, bench.context(), bench.endpoint, 1)
+    client = Client(bench.loop, bench.context(), bench.endpoint, 1)
+    bench.until(lambda: bool(server.peers and client.peers), "both to know each other")
+    return server, client
+
+
+def test_both_ends_of_a_lane_ask_their_socket_after_they_have_sent(bench: Bench) -> None:
+    server, client = both(bench)
+    stirred: list[object] = []
+    bench.loop.stir = stirred.append  # type: ignore[method-assign, assignment]
+    assert server.lane.send("queue.a", Kind.NOTE, {}) and client.lane.send(Kind.NOTE, {})
+    assert stirred == [server.lane._socket, client.lane._socket]
+
+
+def test_a_flood_is_read_in_bursts_and_to_its_end(bench: Bench) -> None:
+    server, client = both(bench)
+    for number in range(1000):
+        assert client.lane.send(Kind.NOTE, {"n": number})
+    bench.until(lambda: len(server.messages) == 1000, "all messages")
+    assert [body["n"] for _, _, body in server.messages] == list(range(1000))
