@@ -8,6 +8,7 @@ Also here: `settle` and `retire`, which run in disposable processes because they
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from bus.role import Role
 from bus.runtime import Runtime
 from common import limits
 from common.errors import Gone, Refused, WireError
+from common.iostats import IoStats
 from common.wire import Op
 from gadget.ublk.abi import BlockOp
 from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, plan
@@ -40,6 +42,8 @@ class Queue:
         self._depth, self._max_io = int(args["depth"]), int(args["max_io_bytes"])
         self._waits_for = "the ublk driver"
         self._control = Control()
+        self._stats = IoStats(time.monotonic())
+        self._taken: list[tuple[float, int] | None] = []  # by tag: when, and which operation
         self._batch: list[list[int]] = []
         self._device: QueueDevice | None = None
         role.status = self._status
@@ -108,6 +112,7 @@ class Queue:
         self._slot_bytes = slot
         self._arena = Arena.create(role.runtime, role.name, role.generation, self._depth * slot)
         self._core = QueueCore(self._block_size, self._depth)
+        self._taken = [None] * self._depth
         address = self._arena.address
         device.fetch_all(lambda tag: address + tag * slot)
         self._device = device
@@ -161,12 +166,14 @@ class Queue:
         device = self._device
         assert device is not None
         # The block layer's flags (META, FAILFAST, ...) say how urgent it is, not what to do; v0 carries none.
+        now = time.monotonic()
         for tag, op, start, sectors, _ in device.requests():
             wire_op = _OPS.get(BlockOp(op))
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue
             self._batch.append(self._core.take(tag, wire_op, start, sectors).message())
+            self._taken[tag] = now, wire_op
         if device.stopped:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
 
@@ -182,6 +189,10 @@ class Queue:
 
     def _commit(self, device: QueueDevice, commit: Commit) -> None:
         device.commit(commit.tag, commit.result)
+        taken, self._taken[commit.tag] = self._taken[commit.tag], None
+        if taken is not None:
+            now = time.monotonic()
+            self._stats.done(taken[1], max(commit.result, 0), now - taken[0], commit.result < 0, now)
 
     def _hello(self) -> Body:
         return {
@@ -206,7 +217,11 @@ class Queue:
         self._device.submit()
 
     def _status(self) -> dict[str, Any]:
+        now = time.monotonic()
+        oldest = min((taken[0] for taken in self._taken if taken is not None), default=now)
         return {
+            **self._stats.status(now),
+            "oldest_ms": round((now - oldest) * 1000),
             "device": f"/dev/ublkb{self._ublk_id}",
             "waits_for": self._waits_for,
             "in_flight": self._core.in_flight if self._device else 0,

@@ -4,6 +4,7 @@ Order and fencing are host.source.core's, the file is host.source.file's. usb ow
 names, and lets go of an old one when its last operation has ended.
 """
 
+import time
 from collections import Counter
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,6 +16,7 @@ from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits
 from common.errors import Gone, Refused, RoleExit, WireError
+from common.iostats import IoStats
 from common.wire import ExportRecord
 from host.source.core import Action, Complete, Job, SourceCore
 from host.source.file import SourceFile
@@ -30,6 +32,7 @@ class Source:
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._completions: list[list[int]] = []
         self._counts: Counter[str] = Counter()
+        self._stats = IoStats(time.monotonic())
         self._draining = False
         role.status, role.on_drain = self._status, self._drain
         for number in range(limits.SOURCE_THREADS):
@@ -88,10 +91,15 @@ class Source:
         """A thread's life. The arena of a job stays mapped until the loop has heard of its end."""
         while True:
             job = self._jobs.get()
+            began = time.monotonic()
             status = self._file.do(job, self._arenas[job.generation].memory)
-            self._role.loop.post(lambda job=job, status=status: self._finished(job, status))  # type: ignore[misc]
+            took_s = time.monotonic() - began
+            self._role.loop.post(
+                lambda job=job, status=status, took_s=took_s: self._finished(job, status, took_s)  # type: ignore[misc]
+            )
 
-    def _finished(self, job: Job, status: int) -> None:
+    def _finished(self, job: Job, status: int, took_s: float) -> None:
+        self._stats.done(job.op, job.size_bytes, took_s, bool(status), time.monotonic())
         if status:
             self._counts["failed"] += 1
             if self._counts["failed"] <= 10 or self._file.failed:
@@ -115,6 +123,8 @@ class Source:
 
     def _status(self) -> dict[str, Any]:
         return {
+            **self._stats.status(time.monotonic()),
+            "in_flight": self._core.running + self._core.waiting,
             "path": str(self._file.path),
             "state": "failed" if self._file.failed else "live",
             "reason": self._file.failed or "",

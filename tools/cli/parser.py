@@ -7,7 +7,7 @@ import argparse
 from typing import Any, NoReturn
 
 from common.errors import Refused
-from common.units import parse_size
+from common.units import parse_size, parse_time
 
 DELEGATED = ("vm", "demo")  # they read their own arguments
 
@@ -47,7 +47,10 @@ def _grammar() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", parents=[common], help="one look at a side")
     _side(status)
-    status.add_argument("--json", action="store_true", help="for programs (version 1)")
+    status.add_argument("--json", action="store_true", help="for programs (version 1, see docs/status-json.md)")
+    status.add_argument("--schema", action="store_true", help="print the JSON schema of --json, and look at nothing")
+    status.add_argument("--watch", action="store_true", help="a line for each interval and each change, until Ctrl-C")
+    status.add_argument("--interval", type=_time, default=1.0, metavar="T", help="of --watch (default: 1s)")
     status.set_defaults(run=_status_run)
     for name, text in (("restart", "drain a role and start it anew"), ("kill", "SIGKILL a role"), ("log", "its log")):
         command = commands.add_parser(name, parents=[common], help=text)
@@ -81,6 +84,13 @@ def _side(parser: argparse.ArgumentParser) -> None:
 def _size(text: str) -> int:
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _time(text: str) -> float:
+    try:
+        return parse_time(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -128,6 +138,10 @@ def _host_down_run(options: argparse.Namespace) -> int:
 def _status_run(options: argparse.Namespace) -> int:
     from tools.cli import status
 
+    if options.schema:
+        return status.schema()
+    if options.watch:
+        return status.watch(options.side, options.instance, options.json, options.interval)
     return status.show(options.side, options.instance, options.json)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import ProcessRecord, Runtime, Side, read_record, recorded_roles, take_reason
+from bus.runtime import ProcessRecord, Runtime, read_record, recorded_roles, take_reason
 from common import limits
 from common.errors import Exit, Gone, Refused
+from tools.cli.where import find as find
 from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, launch, supervised
 from tools.supervise.memory import Memory, failures_path
 from tools.supervise.plan import Plan, plan_path
@@ -29,19 +30,6 @@ _DOWN_S = 3 * (limits.DRAIN_S + limits.DEATH_S + limits.RETIRE_S) + limits.READY
 
 def say(text: str) -> None:
     print(f"replug: {text}", file=sys.stderr, flush=True)
-
-
-def find(side: str | None, instance: str) -> Runtime:
-    """The runtime directory meant. Refused (5) if nothing runs, (2) if both sides do and none was named."""
-    meant = [Runtime(Side(side), instance)] if side else [Runtime(s, instance) for s in Side]
-    there = [runtime for runtime in meant if runtime.root.is_dir()]
-    if not there:
-        cure = "start a side with 'replug gadget up' or 'replug host serve'"
-        what = f"the {side} side does not run" if side else "nothing runs"
-        raise Refused(f"instance {instance!r}: {what} here: {cure}", Exit.DOWN)
-    if len(there) > 1:
-        raise Refused("both sides run here: it is not clear which one is meant: add --side gadget or --side host")
-    return there[0]
 
 
 def processes(runtime: Runtime, timeout_s: float = _ANSWER_S) -> Status:

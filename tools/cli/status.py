@@ -1,30 +1,27 @@
-"""`replug status`: what watchdog and session say, as one document (version 1), for programs or for people.
+"""`replug status`: one look at a side, or one after the other, for people or for programs.
 
 Exit status: 0 healthy, 1 degraded, 5 down. rich is imported only for a terminal.
 """
 
 import json
 import sys
+import time
 from typing import Any
 
-from bus.control import ask
-from bus.runtime import Runtime, Side
-from common.errors import Exit, Gone, ReplugError
+from common.errors import Exit, Refused
 from common.units import show_size
-from tools.cli.side import find, processes
-from tools.supervise.launch import supervised
+from tools.cli.document import json_schema
+from tools.cli.look import judge as judge
+from tools.cli.look import look as look
+from tools.cli.look import look_for
+from tools.cli.where import find
 
-VERSION = 1
-_SESSION_S = 1.5
 _STATES = {"healthy": Exit.DONE, "degraded": Exit.FAULT, "down": Exit.DOWN}
 
 
 def show(side: str | None, instance: str, as_json: bool) -> int:
     """Print the document of the side meant; returns the exit status for its state."""
-    if as_json and not any(Runtime(s, instance).root.is_dir() for s in ([Side(side)] if side else Side)):
-        document = {"version": VERSION, "side": side, "instance": instance, "state": "down", **_NOTHING}
-    else:
-        document = look(find(side, instance))
+    document = look_for(side, instance) if as_json else look(find(side, instance))
     if as_json:
         print(json.dumps(document, indent=1))
     elif sys.stdout.isatty():
@@ -34,41 +31,42 @@ def show(side: str | None, instance: str, as_json: bool) -> int:
     return _STATES[document["state"]]
 
 
-_NOTHING: dict[str, Any] = {"session_id": None, "link": {"state": "absent"}, "processes": [], "exports": []}
+def schema() -> int:
+    print(json.dumps(json_schema(), indent=1))
+    return Exit.DONE
 
 
-def look(runtime: Runtime) -> dict[str, Any]:
-    """The document of one side. Says what does not answer; never waits long."""
-    document: dict[str, Any] = {"version": VERSION, "side": runtime.side.value, "instance": runtime.instance}
-    if not supervised(runtime):
-        return {**document, "state": "down", **_NOTHING, "reason": "its supervision is dead: start the side again"}
-    try:
-        watched = processes(runtime)
-    except (Gone, ReplugError) as error:
-        return {**document, "state": "degraded", **_NOTHING, "reason": str(error)}
-    try:
-        session: dict[str, Any] = ask(runtime, "session", "status", timeout_s=_SESSION_S)
-    except (Gone, ReplugError) as error:
-        session = {"reason": str(error)}
-    return {
-        **document,
-        "state": judge(watched, session),
-        "session_id": session.get("session_id"),
-        "link": session.get("link", {"state": "absent"}),
-        "processes": watched["processes"],
-        "exports": session.get("exports", []),
-        "reason": "going down" if watched["going_down"] else session.get("reason", ""),
-    }
+def watch(side: str | None, instance: str, as_json: bool, interval_s: float) -> int:
+    """One line for each interval, and one for each event in between; goes on while the side is down."""
+    from tools.top.events import events
+
+    if interval_s < 0.05:
+        raise Refused(f"--interval {interval_s:g}s: below 50ms it would be the load that it shows: choose a longer one")
+    before: dict[str, Any] | None = None
+    while True:
+        due = time.monotonic() + interval_s
+        document = look_for(side, instance)
+        if as_json:
+            print(json.dumps(document), flush=True)
+        else:
+            now = time.strftime("%H:%M:%S")
+            for text in [*events(before, document), summary(document)]:
+                print(f"{now} {text}", flush=True)
+        before = document
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
-def judge(watched: dict[str, Any], session: dict[str, Any]) -> str:
-    """`healthy` if every process runs, session answers, and no export waits for anything but its host."""
-    running = all(row["state"] in ("running", "gone") for row in watched["processes"])
-    exports = all(e.get("state") not in ("failed", "recovering") for e in session.get("exports", []))
-    # A link that is absent is not a fault of this side; one that was there and is parked is.
-    parked = session.get("link", {}).get("state") == "parked"
-    fine = running and exports and not parked and not watched["going_down"] and not session.get("reason")
-    return "healthy" if fine else "degraded"
+def summary(document: dict[str, Any]) -> str:
+    """One line: state, link, and the rates of each export."""
+    parts = [f"{document['side'] or 'replug'}:{document['instance']} {document['state']}"]
+    parts.append(f"link {document['link']['state']}")
+    for export in document["exports"]:
+        text = f"{export['name']} {export.get('state')}"
+        if "read_bytes_s" in export:
+            text += f" read {show_size(export['read_bytes_s'])}/s write {show_size(export['write_bytes_s'])}/s"
+            text += f" in flight {export.get('in_flight', 0)}"
+        parts.append(text)
+    return ", ".join(parts)
 
 
 def lines(document: dict[str, Any]) -> list[str]:
@@ -107,6 +105,9 @@ def process_cells(row: dict[str, Any]) -> list[str]:
 
 def export_cells(export: dict[str, Any]) -> list[str]:
     state = str(export.get("state", "")) + (f": {export['reason']}" if export.get("reason") else "")
+    if "read_bytes_s" in export:
+        rates = f"read {show_size(export['read_bytes_s'])}/s, write {show_size(export['write_bytes_s'])}/s"
+        state += f"; {rates}, {export.get('in_flight', 0)} in flight"
     size = show_size(int(export.get("size_bytes", 0)))
     return [str(export.get("name")), str(export.get("device") or export.get("path") or "-"), size, state]
 

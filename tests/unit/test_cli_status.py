@@ -1,0 +1,182 @@
+"""`replug status`: a document as its schema says, a stream for pipes, and a command that starts fast."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tools
+from bus.runtime import Runtime, Side
+from common.errors import Exit
+from tools.cli import main
+from tools.cli.document import DOCUMENT, faults, json_schema, reference
+from tools.cli.look import COUNTS_S, look
+from tools.cli.side import bring_up, take_down
+from tools.supervise.plan import Plan, RoleSpec
+
+ROOT = Path(tools.__file__).parent.parent
+COMMAND = [sys.executable, "-m", "tools.cli"]
+
+
+@pytest.fixture
+def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    monkeypatch.setenv("REPLUG_RUNTIME", str(tmp_path_factory.mktemp("r")))
+    runtime = Runtime(Side.HOST)
+    yield runtime
+    if runtime.root.exists():
+        take_down(runtime)
+
+
+@pytest.fixture
+def side(runtime: Runtime) -> Iterator[Runtime]:
+    roles = (RoleSpec("usb", "tests.unit.roles.steady"), RoleSpec("source.disk", "tests.unit.roles.counting"))
+    session = RoleSpec("session", "tests.unit.roles.telling", {"exports": [{"name": "disk", "role": "source.disk"}]})
+    spawner = bring_up(Plan(Side.HOST, "default", (*roles, session)), runtime)
+    yield runtime
+    if runtime.root.exists():
+        take_down(runtime)
+    spawner.wait(5.0)
+
+
+# -- the document ----------------------------------------------------------------------------------------------------
+def test_the_document_of_a_running_side_is_as_the_schema_says(side: Runtime) -> None:
+    document = look(side)
+    assert faults(document) == []
+    assert document["state"] == "healthy"
+    export = document["exports"][0]
+    assert (export["read_iops"], export["counters"]["read_bytes"], export["latency_ms"]["p50"]) == (10, 40960, 0.768)
+
+
+def test_the_document_where_nothing_runs_is_as_the_schema_says(
+    runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json"]) == Exit.DOWN
+    document = json.loads(capsys.readouterr().out)
+    assert faults(document) == []
+    assert (document["state"], document["side"], document["reason"]) == ("down", None, "nothing runs")
+
+
+def test_the_document_of_a_side_whose_supervision_is_dead_says_so(side: Runtime) -> None:
+    from tools.supervise.launch import all_living, await_deaths, kill
+
+    records = all_living(side)
+    kill(records)
+    assert await_deaths(records, 10.0)
+    document = look(side)
+    assert faults(document) == []
+    assert (document["state"], document["reason"]) == ("down", "its supervision is dead: start the side again")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"state": "fine"}, ".state: 'fine' is none of ('healthy', 'degraded', 'down')"),
+        ({"version": "1"}, ".version: '1' is not integer"),
+        ({"version": True}, ".version: True is not integer"),
+        ({"colour": 1}, ".colour: not in the schema"),
+        ({"processes": {}}, ".processes[0].role: missing"),
+    ],
+)
+def test_what_is_not_as_the_schema_says_is_found(runtime: Runtime, change: dict[str, Any], fault: str) -> None:
+    assert fault in faults({**look(runtime), **change})
+
+
+def test_a_missing_field_is_found(runtime: Runtime) -> None:
+    document = look(runtime)
+    del document["link"]
+    assert faults(document) == [".link: missing"]
+
+
+def test_the_reference_page_is_the_one_made_from_the_schema() -> None:
+    assert (ROOT / "docs" / "status-json.md").read_text() == reference()
+
+
+def test_the_schema_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--schema"]) == Exit.DONE
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == json_schema()
+    assert set(schema["properties"]) == {name.rstrip("?") for name in DOCUMENT}
+
+
+# -- who does not answer ---------------------------------------------------------------------------------------------
+def test_a_stopped_role_makes_the_look_neither_long_nor_blind(side: Runtime) -> None:
+    pid = next(row["pid"] for row in look(side)["processes"] if row["role"] == "source.disk")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        document = look(side)
+        assert time.monotonic() - began < COUNTS_S + 0.7
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert faults(document) == []
+    assert "read_iops" not in document["exports"][0]
+
+
+def test_a_stopped_session_is_named(side: Runtime) -> None:
+    pid = next(row["pid"] for row in look(side)["processes"] if row["role"] == "session")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        document = look(side)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (document["state"], document["reason"]) == ("degraded", "session: no answer to 'status' in 1.5 s")
+    assert {row["role"] for row in document["processes"]} >= {"session", "usb", "source.disk"}
+
+
+# -- for pipes -------------------------------------------------------------------------------------------------------
+def test_watch_tells_a_kill_as_lines(side: Runtime) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "status", "--watch", "--interval", "100ms"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as watch:
+        try:
+            assert watch.stdout is not None
+            assert "host:default healthy, link online, disk live read 40.0K/s" in watch.stdout.readline()
+            assert main(["kill", "usb"]) == Exit.DONE
+            line = watch.stdout.readline()
+            while "usb killed by signal 9, respawned in" not in line:
+                assert line, "the stream ended"
+                line = watch.stdout.readline()
+        finally:
+            watch.kill()
+
+
+def test_watch_outlives_the_side_and_each_line_is_a_document(side: Runtime) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "status", "--json", "--watch", "--interval", "100ms"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as watch:
+        try:
+            assert watch.stdout is not None
+            assert json.loads(watch.stdout.readline())["state"] == "healthy"
+            take_down(side)
+            document: dict[str, Any] = {}
+            while document.get("state") != "down":
+                document = json.loads(watch.stdout.readline())
+                assert faults(document) == []
+        finally:
+            watch.kill()
+
+
+def test_an_interval_that_would_be_a_load_is_refused(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--watch", "--interval", "49ms"]) == Exit.BAD_INPUT
+    assert capsys.readouterr().err.startswith("replug: --interval 0.049s: below 50ms")
+
+
+# -- fast ------------------------------------------------------------------------------------------------------------
+def test_status_takes_at_most_three_times_as_long_as_importing_zmq(side: Runtime) -> None:
+    """The best of several, taken in turns: what is compared is work, not what else the machine does."""
+
+    def took_s(command: list[str]) -> float:
+        began = time.perf_counter()
+        assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+        return time.perf_counter() - began
+
+    pairs = [(took_s([sys.executable, "-c", "import zmq"]), took_s([*COMMAND, "status"])) for _ in range(7)]
+    bare, status = (min(times) for times in zip(*pairs, strict=True))
+    assert status <= 3 * bare, f"status {status * 1000:.0f} ms, import zmq {bare * 1000:.0f} ms"

@@ -1,0 +1,121 @@
+"""One look at a side: every process is asked at once, and the answers become the document of `replug status`.
+
+Who does not answer is said so; nobody is waited for longer than ANSWER_S. Used by status and top.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from bus.runtime import Runtime, living, recorded_roles
+from common.errors import Exit, Gone, Refused, ReplugError
+from tools.cli.document import EXPORT_NAMES, LINK_NAMES, VERSION
+from tools.cli.where import exists, meant, supervised
+
+ANSWER_S = 1.5  # for all answers together: a stopped process must not make the look long
+COUNTS_S = 0.3  # and for those that only count, once watchdog and session have answered
+_DEAF = ("spawner", "twin")  # they fork, and must not have ZeroMQ: the watchdog speaks for them
+NOTHING: dict[str, Any] = {"session_id": None, "link": {"state": "absent"}, "processes": [], "exports": []}
+Document = dict[str, Any]
+
+
+def look(runtime: Runtime) -> Document:
+    """The document of one side, running or not."""
+    head = {"version": VERSION, "side": runtime.side.value, "instance": runtime.instance, "time": _now()}
+    if not exists(runtime):
+        return {**head, "state": "down", **NOTHING, "reason": "nothing runs"}
+    if not supervised(runtime):
+        return {**head, "state": "down", **NOTHING, "reason": "its supervision is dead: start the side again"}
+    alive = [role for role in recorded_roles(runtime) if role not in _DEAF and living(runtime, role) is not None]
+    answers = ask_all(runtime, alive)
+    watched = answers.get("watchdog")
+    if not isinstance(watched, dict):
+        return {**head, "state": "degraded", **NOTHING, "reason": _silent("watchdog", watched)}
+    told = answers.get("session")
+    session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _silent("session", told)}
+    exports = [_export(export, answers) for export in session.get("exports", [])]
+    link = session.get("link", {"state": "absent"})
+    return {
+        **head,
+        "state": judge(watched, session),
+        "session_id": session.get("session_id"),
+        "link": {name: value for name, value in link.items() if name in LINK_NAMES},
+        "processes": watched["processes"],
+        "exports": exports,
+        "reason": "going down" if watched["going_down"] else session.get("reason", ""),
+    }
+
+
+def look_for(side: str | None, instance: str) -> Document:
+    """As look(), where it may be that nothing runs at all. Refused if both sides do and none is named."""
+    runtime = meant(side, instance)
+    if runtime is not None:
+        return look(runtime)
+    head = {"version": VERSION, "side": side, "instance": instance, "time": _now()}
+    return {**head, "state": "down", **NOTHING, "reason": "nothing runs"}
+
+
+def judge(watched: dict[str, Any], session: dict[str, Any]) -> str:
+    """`healthy` if every process runs, session answers, and no export waits for anything but its host."""
+    running = all(row["state"] in ("running", "gone") for row in watched["processes"])
+    exports = all(e.get("state") not in ("failed", "recovering") for e in session.get("exports", []))
+    # A link that is absent is not a fault of this side; one that was there and is parked is.
+    parked = session.get("link", {}).get("state") == "parked"
+    fine = running and exports and not parked and not watched["going_down"] and not session.get("reason")
+    return "healthy" if fine else "degraded"
+
+
+def _export(export: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """What session says of it, with what its own process counts."""
+    answer = answers.get(str(export.get("role")))
+    own = answer if isinstance(answer, dict) else {}
+    counted = {name: own[name] for name in EXPORT_NAMES if name in own and name not in export}
+    if own.get("state") == "failed":  # a source that can write no more says it itself
+        counted |= {"state": "failed", "reason": own.get("reason", "")}
+    return {name: value for name, value in {**export, **counted}.items() if name in EXPORT_NAMES}
+
+
+def _silent(role: str, answer: Any) -> str:
+    return str(answer) if isinstance(answer, ReplugError) else f"{role}: no process: it is being replaced"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def ask_all(runtime: Runtime, roles: list[str], timeout_s: float = ANSWER_S) -> dict[str, Any]:
+    """The status of each role, or the error that came instead."""
+    import zmq
+
+    from bus.envelope import ANY_GENERATION, Envelope, Kind
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        poller, asked = zmq.Poller(), {}
+        call = Envelope(Kind.CALL, "command.status", 0, ANY_GENERATION, [1, "status", {}]).encode()
+        for role in roles:
+            socket = context.socket(zmq.DEALER)
+            socket.set(zmq.LINGER, 0)
+            socket.set(zmq.RECONNECT_IVL, 20)
+            socket.connect(runtime.endpoint(role, "control"))
+            socket.send(call)
+            poller.register(socket, zmq.POLLIN)
+            asked[socket] = role
+        late = Gone(f"no answer to 'status' in {timeout_s:g} s")
+        answers: dict[str, Any] = {role: Gone(f"{role}: {late}") for role in roles}
+        deadline = time.monotonic() + timeout_s
+        while asked and (left := deadline - time.monotonic()) > 0:
+            for socket, _ in poller.poll(int(left * 1000) + 1):
+                poller.unregister(socket)
+                answers[asked.pop(socket)] = _answer(Envelope.decode(socket.recv()).body)
+            if not {"watchdog", "session"} & set(asked.values()):
+                deadline = min(deadline, time.monotonic() + COUNTS_S)
+        return answers
+    finally:
+        context.destroy(linger=0)
+
+
+def _answer(body: Any) -> Any:
+    if not isinstance(body, list) or len(body) != 4:
+        return Gone("its answer is malformed")
+    return body[2] if body[1] else Refused(str(body[2]), Exit(body[3]))
