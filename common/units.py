@@ -33,3 +33,26 @@ def show_size(size_bytes: int) -> str:
 def show_ms(seconds: float) -> str:
     """A pause for people: `61 ms`, `2.4 s`."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def show_time(seconds: float) -> str:
+    """A duration for tables, at most five characters: `14s`, `3m07s`, `2h14m`, `12d`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 36000:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 3600}h" if whole < 172800 else f"{whole // 86400}d"
+
+
+def show_latency(milliseconds: float | None) -> str:
+    """A latency for tables, at most five characters: `345us`, `2.1ms`, `61ms`, `9.8s`; `-` for none."""
+    if milliseconds is None:
+        return "-"
+    if milliseconds < 0.9995:
+        return f"{milliseconds * 1000:.0f}us"
+    if milliseconds < 9.95:
+        return f"{milliseconds:.1f}ms"
+    return f"{milliseconds:.0f}ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.1f}s"

@@ -20,6 +20,7 @@ need qemu-system-x86 command -v qemu-system-x86_64
 need zstd command -v zstd
 need e2fsprogs command -v mkfs.ext4
 need fio command -v fio
+need tmux command -v tmux
 need procps command -v ps
 need libusb-1.0-0 has_libusb
 [ -n "$missing" ] || exit 0

@@ -9,6 +9,12 @@ from typing import Any, NoReturn
 from common.errors import Refused
 from common.units import parse_size, parse_time
 
+_ROLE_COMMANDS = {
+    "restart": "drain a role and start it anew",
+    "drain": "as restart, and a fault (1) if it had to be killed",
+    "kill": "SIGKILL a role; its successor starts",
+    "log": "a role's log",
+}
 DELEGATED = ("vm", "demo")  # they read their own arguments
 
 
@@ -52,11 +58,15 @@ def _grammar() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="a line for each interval and each change, until Ctrl-C")
     status.add_argument("--interval", type=_time, default=1.0, metavar="T", help="of --watch (default: 1s)")
     status.set_defaults(run=_status_run)
-    for name, text in (("restart", "drain a role and start it anew"), ("kill", "SIGKILL a role"), ("log", "its log")):
+    top = commands.add_parser("top", parents=[common], help="a living look at a side, with keys to act on it")
+    _side(top)
+    top.add_argument("--interval", type=_time, default=1.0, metavar="T", help="between two looks (default: 1s)")
+    top.set_defaults(run=_top_run)
+    for name, text in _ROLE_COMMANDS.items():
         command = commands.add_parser(name, parents=[common], help=text)
         _side(command)
         command.add_argument("role", metavar="ROLE")
-        command.set_defaults(run={"restart": _restart_run, "kill": _kill_run, "log": _log_run}[name])
+        command.set_defaults(run=_log_run if name == "log" else _replace_run)
     for name, text in (("vm", "run something in the guest"), ("demo", "the main job, shown with faults")):
         commands.add_parser(name, help=text)  # for the help only: parse() has seen them before
     return parser
@@ -145,16 +155,18 @@ def _status_run(options: argparse.Namespace) -> int:
     return status.show(options.side, options.instance, options.json)
 
 
-def _restart_run(options: argparse.Namespace) -> int:
+def _top_run(options: argparse.Namespace) -> int:
+    if options.interval < 0.1:
+        raise Refused(f"--interval {options.interval:g}s: below 100ms it would be the load that it shows")
+    from tools.top.app import run
+
+    return run(options.side, options.instance, options.interval)
+
+
+def _replace_run(options: argparse.Namespace) -> int:
     from tools.cli import roles
 
-    return roles.replace("restart", options.side, options.instance, options.role)
-
-
-def _kill_run(options: argparse.Namespace) -> int:
-    from tools.cli import roles
-
-    return roles.replace("kill", options.side, options.instance, options.role)
+    return roles.replace(options.command, options.side, options.instance, options.role)
 
 
 def _log_run(options: argparse.Namespace) -> int:

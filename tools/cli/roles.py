@@ -1,39 +1,66 @@
-"""`replug restart|kill|log ROLE`: things done to one role of a running side."""
+"""`replug restart|drain|kill|log ROLE`: things done to one role of a running side. Also what top does at a key."""
 
 import sys
 import time
+from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, recorded_roles
+from bus.runtime import Runtime, living, recorded_roles
 from common import limits
 from common.errors import Exit, Gone, Refused
+from common.units import show_ms
 from tools.cli.side import find, processes, say
+from tools.cli.where import SUPERVISORS
+from tools.supervise.launch import kill
 
 _LOOK_S = 0.02
+_DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
 def replace(how: str, side: str | None, instance: str, role: str) -> int:
-    """`restart` or `kill` it, and wait until its successor is ready."""
-    runtime = find(side, instance)
-    try:
-        before = ask(runtime, WATCHDOG, how, {"role": role})
-    except Gone as error:
-        raise Refused(f"{how} {role}: {error}: nothing was done", Exit.DOWN) from None
-    deadline = time.monotonic() + limits.DRAIN_S + limits.DEATH_S + limits.READY_S
+    """`restart`, `drain` or `kill` it, and wait until its successor is ready."""
+    say(replaced(find(side, instance), how, role))
+    return Exit.DONE
+
+
+def replaced(runtime: Runtime, how: str, role: str) -> str:
+    """Do it, and tell what happened. Refused with a status if there is no successor, or a drain became a kill."""
+    began = time.monotonic()
+    before = _end(runtime, how, role)
+    deadline = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S
     while time.monotonic() < deadline:
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
-            pause = f", pause {row['pause_ms']} ms" if row["pause_ms"] is not None else ""
-            say(f"{role}: {how}ed: pid {before['pid']} is now {row['pid']}{pause}")
-            return Exit.DONE
+            return _told(how, role, before, row, time.monotonic() - began)
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
         time.sleep(_LOOK_S)
     raise Refused(f"{role}: no successor is ready: see 'replug log {role}'", Exit.FAULT)
 
 
-def _row(runtime: Runtime, role: str) -> dict[str, object] | None:
+def _end(runtime: Runtime, how: str, role: str) -> dict[str, Any]:
+    """Ask the watchdog; its own SIGKILL, and that of its spawner, come from here. Returns who was there before."""
+    record = living(runtime, role) if how == "kill" and role in SUPERVISORS else None
+    if record is not None:
+        kill([record])
+        return {"pid": record.pid, "generation": record.generation}
+    try:
+        before: dict[str, Any] = ask(runtime, WATCHDOG, "kill" if how == "kill" else "restart", {"role": role})
+    except Gone as error:
+        raise Refused(f"{how} {role}: {error}: nothing was done", Exit.DOWN) from None
+    return before
+
+
+def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took_s: float) -> str:
+    if how == "drain" and "killed" in row["last_exit"]:
+        why = f"it had to be killed after {limits.DRAIN_S:g} s: pid {before['pid']} is now {row['pid']}"
+        raise Refused(f"{role}: not drained: {why}: see 'replug log {role}'", Exit.FAULT)
+    pause = f", paused {row['pause_ms']} ms" if row["pause_ms"] is not None else ", I/O did not pause"
+    return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
+
+
+def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:
     try:
         rows = processes(runtime)["processes"]
     except Gone:
@@ -44,10 +71,15 @@ def _row(runtime: Runtime, role: str) -> dict[str, object] | None:
 def log(side: str | None, instance: str, role: str) -> int:
     """What the role's log still has, older part first."""
     runtime = find(side, instance)
-    path = runtime.log_path(role) if role in recorded_roles(runtime) else None
-    if path is None:
+    if role not in recorded_roles(runtime):
         raise Refused(f"{role}: no such role here: the roles are {', '.join(recorded_roles(runtime))}")
-    for part in (path.with_name(f"{path.name}.1"), path, path.with_suffix(".err")):
-        if part.exists():
-            sys.stdout.write(part.read_text(errors="replace"))
+    for line in log_lines(runtime, role):
+        sys.stdout.write(line + "\n")
     return Exit.DONE
+
+
+def log_lines(runtime: Runtime, role: str) -> list[str]:
+    """The log's older part, the log, and what the interpreter itself said at last."""
+    path = runtime.log_path(role)
+    parts = [part for part in (path.with_name(f"{path.name}.1"), path, path.with_suffix(".err")) if part.exists()]
+    return [line for part in parts for line in part.read_text(errors="replace").splitlines()]
