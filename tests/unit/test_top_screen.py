@@ -25,7 +25,8 @@ class Terminal:
     def __init__(self, socket: Path, width: int, height: int) -> None:
         self._socket = socket
         # The shell stays, to show in which state top has left the terminal.
-        script = f"trap : INT; before=$(stty -g); echo started; {sys.executable} -m tools.cli top --interval 200ms; echo exit $?; "
+        script = "trap : INT; before=$(stty -g); echo started; "
+        script += f"{sys.executable} -m tools.cli top --interval 200ms; echo exit $?; "
         script += '[ "$(stty -g)" = "$before" ] && echo terminal restored; exec sleep 1000'
         size = ("-x", str(width), "-y", str(height))
         self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(ROOT), f"sh -c '{script}'")

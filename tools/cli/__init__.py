@@ -13,8 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (0 done, 1 fault, 2 bad input, 3 busy, 4 lacking, 5 down)."""
     from tools.cli.parser import parse
 
-    options = parse(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        options = parse(words)
         return int(options.run(options))
     except KeyboardInterrupt:
         return 130
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read us has had enough
         return int(Exit.DONE)
     except (ReplugError, OSError) as error:
-        if options.debug:
+        if "--debug" in words:
             raise
         print(f"replug: {one_line(error)}", file=sys.stderr)
         return int(getattr(error, "status", Exit.FAULT))

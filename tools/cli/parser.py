@@ -29,10 +29,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Raises SystemExit(2) with one line on wrong use."""
     if argv and argv[0] in DELEGATED:
         return argparse.Namespace(run=_delegate, command=argv[0], arguments=argv[1:], debug=False)
-    return _grammar().parse_args(argv)
+    options = grammar().parse_args(argv)
+    if getattr(options, "config", None) is not None:
+        from tools.config.file import defaults
+
+        parser = grammar()
+        leaf(parser, options.command, options.action).set_defaults(**defaults(options.config, options.command))
+        options = parser.parse_args(argv)  # again: what the command line says wins over the file
+    if getattr(options, "source", None) == []:
+        leaf(grammar(), "host", "serve").error("no SOURCE: give a disk image or block device, or `source` in --config")
+    return options
 
 
-def _grammar() -> argparse.ArgumentParser:
+def grammar() -> argparse.ArgumentParser:
+    """The whole of it; also what completion and configuration are made from."""
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--instance", default="default", metavar="I", help="which of several sides (default: default)")
@@ -67,12 +77,34 @@ def _grammar() -> argparse.ArgumentParser:
         _side(command)
         command.add_argument("role", metavar="ROLE")
         command.set_defaults(run=_log_run if name == "log" else _replace_run)
+    config = commands.add_parser("config", help="configuration files")
+    check = config.add_subparsers(dest="action", required=True, metavar="check").add_parser(
+        "check", parents=[common], help="look at a file, and name file, line and key of each fault"
+    )
+    check.add_argument("file", metavar="FILE", nargs="+")
+    check.set_defaults(run=_config_check_run)
+    completion = commands.add_parser("completion", parents=[common], help="a bash script, for eval")
+    completion.add_argument("--roles", action="store_true", help="names of the roles here, for that script")
+    completion.set_defaults(run=_completion_run)
     for name, text in (("vm", "run something in the guest"), ("demo", "the main job, shown with faults")):
         commands.add_parser(name, help=text)  # for the help only: parse() has seen them before
     return parser
 
 
+def leaf(parser: argparse.ArgumentParser, *path: str) -> argparse.ArgumentParser:
+    """The parser of a command by its words."""
+    for word in path:
+        parser = subcommands(parser)[word]
+    return parser
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(next(found, {}) or {})
+
+
 def _gadget_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="TOML: the table [gadget] has these options as keys")
     parser.add_argument("--udc", metavar="N", help="USB device controller, a name in /sys/class/udc")
     parser.add_argument("--serial", metavar="S", help="the USB serial number a host can choose it by")
     parser.add_argument("--queue-depth", type=int, metavar="N", help="tags of each ublk queue")
@@ -80,7 +112,8 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _host_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="FILE, file:FILE or NAME=FILE")
+    parser.add_argument("--config", metavar="F", help="TOML: the table [host] has these options as keys, and `source`")
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="FILE, file:FILE or NAME=FILE")
     parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
     parser.add_argument("--gadget", metavar="SERIAL", help="only this gadget")
@@ -167,6 +200,18 @@ def _replace_run(options: argparse.Namespace) -> int:
     from tools.cli import roles
 
     return roles.replace(options.command, options.side, options.instance, options.role)
+
+
+def _config_check_run(options: argparse.Namespace) -> int:
+    from tools.config.file import check
+
+    return check(options.file)
+
+
+def _completion_run(options: argparse.Namespace) -> int:
+    from tools.cli import completion
+
+    return completion.roles(options.instance) if options.roles else completion.show()
 
 
 def _log_run(options: argparse.Namespace) -> int:

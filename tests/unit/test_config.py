@@ -1,0 +1,148 @@
+"""Configuration files: keys are options, values are as on the command line, faults name file, line and key."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import Exit, Refused
+from tools.cli import main
+from tools.cli.parser import grammar, leaf, parse
+from tools.config.file import COMMANDS, options_of, read
+from tools.config.lines import line_of
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "replug.toml"
+
+
+def host(*argv: str) -> Any:
+    return parse(["host", "serve", *argv])
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+def test_every_option_is_a_key_and_every_key_an_option() -> None:
+    for side, path in COMMANDS.items():
+        flags = {flag[2:] for a in leaf(grammar(), *path)._actions for flag in a.option_strings if flag[:2] == "--"}
+        positional = {"source"} if side == "host" else set()
+        assert set(options_of(side)) == (flags | positional) - {"help", "debug", "config", "instance"}
+
+
+def test_a_file_says_what_flags_would(file: Path) -> None:
+    file.write_text('[host]\nsource = ["a.img", "b=b.img"]\nblock-size = "4K"\nread-only = true\ngadget = "S1"\n')
+    options, flags = host("--config", str(file)), host("a.img", "b=b.img", "--block-size", "4K", "--read-only")
+    for name in ("source", "block_size", "read_only"):
+        assert getattr(options, name) == getattr(flags, name)
+    assert options.gadget == "S1"
+
+
+def test_the_command_line_wins_over_the_file(file: Path) -> None:
+    file.write_text('[host]\nsource = "a.img"\nblock-size = 512\ngadget = "S1"\n[gadget]\nqueue-depth = 8\n')
+    options = host("--config", str(file), "b.img", "--gadget", "S2")
+    assert (options.source, options.block_size, options.gadget) == (["b.img"], 512, "S2")
+    options = parse(["gadget", "up", "--config", str(file)])
+    assert (options.queue_depth, options.udc) == (8, None)
+
+
+def test_without_a_source_serve_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("[host]\n")
+    with pytest.raises(SystemExit, match=f"^{int(Exit.BAD_INPUT)}$"):
+        host("--config", str(file))
+    assert capsys.readouterr().err.startswith("replug: no SOURCE: give a disk image")
+
+
+def test_a_file_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "serve", "--config", "/nonexistent.toml"]) != Exit.DONE
+    assert capsys.readouterr().err == "replug: /nonexistent.toml: No such file or directory\n"
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[gadget]\n\n# depth\nqueue-depth = "16"\n', ":4: queue-depth: '16' is not a whole number: write it without"),
+        ('[host]\nread-only = "yes"\n', ":2: read-only: 'yes' is not true or false"),
+        ('[host]\nblock-size = "4Q"\n', ":2: block-size: '4Q' is not a size: write it as 4096, 64K or 1G"),
+        ("[host]\nblock-size = -1\n", ":2: block-size: '-1' is not a size"),
+        ("[host]\nblock-size = 4.5\n", ":2: block-size: 4.5 is not a text or a whole number"),
+        ("[gadget]\nserial = 12\n", ":2: serial: 12 is not a text: put it in quotes"),
+        ("[host]\nsource = [\n 'a',\n 1,\n]\n", ":2: source: 1 is not a text"),
+        ("[gadget]\n[gadget.udc]\nx = 1\n", ":2: udc: {'x': 1} is not a text"),
+        ("[gadget]\nqueue_depth = 8\n", ":2: queue_depth: not an option of gadget up: the keys are udc, serial,"),
+        ("[gadgets]\n", ":1: gadgets: not known here: the tables are [gadget] and [host]"),
+        ("host = 1\n", ":1: host: not a table: write it as [host]"),
+        ("[gadget]\nudc = \n", ": not TOML: Invalid value (at line 2, column 7)"),
+    ],
+)
+def test_a_fault_names_file_line_and_key(
+    file: Path, capsys: pytest.CaptureFixture[str], text: str, fault: str
+) -> None:
+    file.write_text(text)
+    assert main(["config", "check", str(file)]) == Exit.BAD_INPUT
+    assert capsys.readouterr().err.startswith(f"replug: {file}{fault}")
+    with pytest.raises(Refused):
+        host("--config", str(file))
+
+
+def test_a_file_that_is_not_utf8_is_said(file: Path) -> None:
+    file.write_bytes(b"[host]\n\xff")
+    assert read(str(file))[1] == [f"{file}: not UTF-8 at byte 7: TOML is UTF-8"]
+
+
+def test_check_tells_every_fault_and_says_if_there_is_none(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("[gadget]\na = 1\n[host]\nb = 2\n")
+    assert main(["config", "check", str(file)]) == Exit.BAD_INPUT
+    assert [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()] == ["a", "b"]
+    file.write_text("[gadget]\nqueue-depth = 16\n")
+    assert main(["config", "check", str(file)]) == Exit.DONE
+    assert capsys.readouterr().err == f"replug: {file}: no fault\n"
+
+
+# -- lines -----------------------------------------------------------------------------------------------------------
+TRICKY = '''# host = 1
+[gadget] # [host]
+serial = """
+[host]
+udc = 1
+""" # end
+udc = 'a # b = ["' # [host]
+"queue-depth" = 8
+[ host ]
+source = [ # "
+  "x = [", 'y"', # block-size = 1
+  """
+gadget = "no"
+""",
+]
+block-size = "1K"
+gadget = { a = "}", b = [1] }
+read-only = true'''
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (("gadget",), 2),
+        (("gadget", "serial"), 3),
+        (("gadget", "udc"), 7),
+        (("gadget", "queue-depth"), 8),
+        (("host",), 9),
+        (("host", "source"), 10),
+        (("host", "block-size"), 16),
+        (("host", "gadget"), 17),
+        (("host", "read-only"), 18),
+        (("host", "udc"), None),
+    ],
+)
+def test_the_line_of_a_key(keys: tuple[str, ...], line: int | None) -> None:
+    tomllib.loads(TRICKY)
+    assert line_of(TRICKY, keys) == line
+
+
+@given(st.text(alphabet='ab="\'[]{}#\\\n. ,', max_size=60))
+def test_the_scan_ends_on_any_text(text: str) -> None:
+    line_of(text, ("no", "such"))

@@ -1,0 +1,115 @@
+"""A configuration file: the table [gadget] holds options of `gadget up`, [host] those of `host serve`.
+
+Keys, types and limits are the parser's own: an option is a key by the same name, without the dashes. Used by the
+parser (--config) and by `replug config check`. Every fault is told with file, line and key.
+"""
+
+import argparse
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from common.errors import Exit, Refused
+from tools.config.lines import line_of
+
+COMMANDS = {"gadget": ("gadget", "up"), "host": ("host", "serve")}
+_NOT_KEYS = frozenset({"help", "debug", "config", "instance"})  # an instance is named where it is started
+
+
+def options_of(side: str) -> dict[str, argparse.Action]:
+    """Key: the option it stands for."""
+    from tools.cli.parser import grammar, leaf
+
+    actions = leaf(grammar(), *COMMANDS[side])._actions
+    return {a.dest.replace("_", "-"): a for a in actions if a.dest not in _NOT_KEYS}
+
+
+def defaults(path: str, side: str) -> dict[str, Any]:
+    """What the file says for one side, by the parser's names. Refused with the first fault of the whole file."""
+    values, faults = read(path)
+    if faults:
+        raise Refused(faults[0])
+    return values[side]
+
+
+def check(paths: list[str]) -> int:
+    """Tell every fault of every file."""
+    found = [fault for path in paths for fault in read(path)[1]]
+    for fault in found:
+        print(f"replug: {fault}", file=sys.stderr)
+    if not found:
+        print(f"replug: {', '.join(paths)}: no fault", file=sys.stderr)
+    return Exit.BAD_INPUT if found else Exit.DONE
+
+
+def read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Values for each side, and faults as lines `FILE:LINE: KEY: what: what to do`."""
+    values: dict[str, dict[str, Any]] = {side: {} for side in COMMANDS}
+    try:
+        text = Path(path).read_bytes().decode()
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return values, [f"{path}: not TOML: {error}"]
+    except UnicodeDecodeError as error:
+        return values, [f"{path}: not UTF-8 at byte {error.start}: TOML is UTF-8"]
+    faults = []
+    for side, table in tables.items():
+        at = _place(path, text, (side,))
+        if side not in COMMANDS:
+            faults.append(f"{at}: {side}: not known here: the tables are [gadget] and [host]")
+        elif not isinstance(table, dict):
+            faults.append(f"{at}: {side}: not a table: write it as [{side}]")
+        else:
+            faults += _read_table(path, text, side, table, values[side])
+    return values, faults
+
+
+def _read_table(path: str, text: str, side: str, table: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    known, faults = options_of(side), []
+    for key, value in table.items():
+        at = f"{_place(path, text, (side, key))}: {key}"
+        if key not in known:
+            faults.append(f"{at}: not an option of {' '.join(COMMANDS[side])}: the keys are {', '.join(known)}")
+            continue
+        try:
+            values[known[key].dest] = _value(known[key], value)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            faults.append(f"{at}: {error}")
+    return faults
+
+
+def _place(path: str, text: str, keys: tuple[str, ...]) -> str:
+    line = line_of(text, keys)
+    return path if line is None else f"{path}:{line}"
+
+
+def _value(action: argparse.Action, value: Any) -> Any:
+    """As the command line would have it. Raises ValueError with `what: what to do`."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false: write it without quotes")
+        return value
+    if action.nargs in ("*", "+"):
+        items = value if isinstance(value, list) else [value]
+        return [_one(action, item) for item in items]
+    return _one(action, value)
+
+
+def _one(action: argparse.Action, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{value!r} is not a text or a whole number")
+    if action.type is int:
+        if not isinstance(value, int):
+            raise ValueError(f"{value!r} is not a whole number: write it without quotes")
+        return value
+    if action.type is None:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a text: put it in quotes")
+        result: Any = value
+    else:
+        assert callable(action.type)
+        result = action.type(str(value))
+    if action.choices is not None and result not in action.choices:
+        raise ValueError(f"{value!r} is none of {', '.join(map(str, action.choices))}")
+    return result
