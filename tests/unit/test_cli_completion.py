@@ -60,7 +60,7 @@ def test_words_are_the_parsers(line: str, offered: set[str]) -> None:
 
 def test_every_command_is_offered() -> None:
     offered = complete("replug ")
-    assert {"gadget", "host", "status", "top", "restart", "drain", "kill", "log", "config"} <= offered
+    assert {"gadget", "host", "status", "top", "restart", "drain", "kill", "log", "doctor", "config"} <= offered
 
 
 def test_files_are_offered_where_files_are_meant(tmp_path: Path) -> None:

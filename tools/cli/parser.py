@@ -77,6 +77,10 @@ def grammar() -> argparse.ArgumentParser:
         _side(command)
         command.add_argument("role", metavar="ROLE")
         command.set_defaults(run=_log_run if name == "log" else _replace_run)
+    doctor = commands.add_parser("doctor", parents=[common], help="what this machine can do, and what mends a lack")
+    doctor.add_argument("--side", choices=("gadget", "host"), help="only what this side needs")
+    doctor.add_argument("--json", action="store_true", help="for programs (version 1)")
+    doctor.set_defaults(run=_doctor_run)
     config = commands.add_parser("config", help="configuration files")
     check = config.add_subparsers(dest="action", required=True, metavar="check").add_parser(
         "check", parents=[common], help="look at a file, and name file, line and key of each fault"
@@ -200,6 +204,12 @@ def _replace_run(options: argparse.Namespace) -> int:
     from tools.cli import roles
 
     return roles.replace(options.command, options.side, options.instance, options.role)
+
+
+def _doctor_run(options: argparse.Namespace) -> int:
+    from tools.doctor.show import show
+
+    return show(options.side, options.json)
 
 
 def _config_check_run(options: argparse.Namespace) -> int:
