@@ -44,8 +44,8 @@ def test_a_machine_that_lacks_nothing_has_no_cures() -> None:
 @pytest.mark.parametrize(
     ("change", "side", "check", "level", "cure"),
     [
-        ({"kernel": (6, 4)}, "gadget", "kernel", Level.LACK, APT),
-        ({"kernel": (6, 5)}, "gadget", "kernel", Level.WARN, APT),
+        ({"kernel": (6, 5)}, "gadget", "kernel", Level.LACK, APT),
+        ({"kernel": (6, 6)}, "gadget", "kernel", Level.WARN, APT),
         ({"kernel": (5, 99)}, "gadget", "kernel", Level.LACK, APT),
         ({"modules": MODULES | {"ublk_drv": Module.ABSENT}}, "gadget", "ublk_drv", Level.LACK, APT),
         ({"modules": MODULES | {"usb_f_fs": Module.UNKNOWN}}, "gadget", "usb_f_fs", Level.LACK, "in a container"),

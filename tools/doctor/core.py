@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-OLDEST_KERNEL = (6, 5)  # ublk tells its features (GET_FEATURES), and takes ioctl-encoded commands (6.4)
+OLDEST_KERNEL = (6, 6)  # a long-term one; ublk tells its features (6.5), and takes ioctl-encoded commands (6.4)
 TESTED_KERNEL = (6, 12)
 MEMLOCK_BYTES = 256 << 20  # a side of a few exports with everything locked is below 100 MiB
 NOFILE = 1024
@@ -68,7 +68,7 @@ class Finding:
 
 # What mends a lack, by distribution; "" is for every other one.
 _KERNEL = {
-    "debian": "a kernel of Debian 13 or bookworm-backports (apt install linux-image-$ARCH, not the cloud flavour), booted",
+    "debian": "a kernel of Debian 13 or bookworm-backports (linux-image-amd64 or -arm64, not the cloud flavour)",
     "ubuntu": "apt install linux-modules-extra-$(uname -r); where the kernel is too old, linux-generic-hwe-24.04",
     "fedora": "dnf upgrade kernel kernel-modules-extra, and boot it",
     "arch": "pacman -Syu linux, and boot it",
@@ -194,7 +194,7 @@ def _configfs(facts: Facts) -> _Row | None:
 def _controllers(facts: Facts) -> _Row:
     if facts.controllers:
         return "UDC", Level.OK, ", ".join(facts.controllers), ""
-    cure = "switch the USB port to device mode (the board's dr_mode or dtoverlay) and load its driver (dwc2, dwc3, musb)"
+    cure = "switch the USB port to device mode (the board's dr_mode or dtoverlay), and load its driver (dwc2, musb)"
     return "UDC", Level.LACK, "no USB device controller in /sys/class/udc", f"{cure}; to try it out: modprobe dummy_hcd"
 
 
@@ -214,7 +214,7 @@ def _limits(facts: Facts) -> list[_Row]:
     if facts.memlock_bytes is None or facts.memlock_bytes >= MEMLOCK_BYTES or facts.root:
         rows.append(("memlock", Level.OK, "memory can be locked", ""))
     else:
-        text = f"only {facts.memlock_bytes >> 10}K may be locked: short of memory, I/O may wait for the very disk it serves"
+        text = f"only {facts.memlock_bytes >> 10}K may be locked: short of memory, I/O may wait for its own disk"
         cure = "a file in /etc/security/limits.d with '* - memlock unlimited', or LimitMEMLOCK=infinity in its unit"
         rows.append(("memlock", Level.WARN, text, cure))
     if facts.nofile >= NOFILE:
