@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_a_stopped_session_is_named(side: Runtime) -> None:
         os.kill(pid, signal.SIGCONT)
     assert (document["state"], document["reason"]) == ("degraded", "session: no answer to 'status' in 1.5 s")
     assert {row["role"] for row in document["processes"]} >= {"session", "usb", "source.disk"}
+
+
+def test_what_runs_keeps_its_since_when_the_watchdog_is_replaced(side: Runtime) -> None:
+    def since(document: dict[str, Any]) -> str:
+        return next(str(row["since"]) for row in document["processes"] if row["role"] == "usb")
+
+    def near(a: str, b: str) -> bool:
+        return abs(datetime.fromisoformat(a).timestamp() - datetime.fromisoformat(b).timestamp()) < 0.1
+
+    before = since(look(side))
+    assert main(["kill", "watchdog"]) == Exit.DONE
+    deadline = time.monotonic() + 20.0
+    while (document := look(side))["state"] != "healthy":
+        assert time.monotonic() < deadline, document
+    assert near(since(document), before)
 
 
 # -- for pipes -------------------------------------------------------------------------------------------------------

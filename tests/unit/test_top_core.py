@@ -90,6 +90,19 @@ def test_a_sparkline_shows_the_newest_and_never_hides_a_small_rate() -> None:
             document(process("usb", state="stuck", reason="not dead after 10 s")),
             ["usb stuck: not dead after 10 s"],
         ),
+        (
+            document(process("usb")),
+            document(process("usb", generation=2, pid=101, state="starting", last_exit="exit 10", reason="exit 10")),
+            ["usb exit 10, its successor is starting"],
+        ),
+        (
+            document(process("usb", state="starting", last_exit="exit 10")),
+            document(process("usb", last_exit="exit 10", pause_ms=61)),
+            ["usb running, respawned in 61 ms"],
+        ),
+        # a new watchdog finds what ran all the time: nothing has happened to it
+        (document(process("usb", pause_ms=9)), document(process("usb", state="starting", pause_ms=9)), []),
+        (document(process("usb", state="starting", pause_ms=9)), document(process("usb", pause_ms=9)), []),
         (document(process("a"), process("b")), document(process("a"), process("c")), ["c is new", "b is gone"]),
         (
             document(),

@@ -41,7 +41,7 @@ PROCESS: Fields = {
     "pid": ("integer|null", "null: there is no process at present"),
     "generation": ("integer", "grows with each successor: CLOCK_BOOTTIME at its fork, in ns; 0: none"),
     "state": (PROCESS_STATES, "stuck: killed, but the kernel does not let it die; failed: not started again"),
-    "since": ("string", "since when it is in this state, ISO 8601; empty if nobody knows"),
+    "since": ("string", "running: when it was forked; else since when it is in this state; empty: nobody knows"),
     "restarts": ("integer", "successors since the side came up"),
     "last_exit": ("string", "how the predecessor ended; empty: there was none"),
     "pause_ms": ("integer|null", "from the predecessor's death until the successor was ready"),

@@ -56,7 +56,7 @@ def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took
     if how == "drain" and "killed" in row["last_exit"]:
         why = f"it had to be killed after {limits.DRAIN_S:g} s: pid {before['pid']} is now {row['pid']}"
         raise Refused(f"{role}: not drained: {why}: see 'replug log {role}'", Exit.FAULT)
-    pause = f", paused {row['pause_ms']} ms" if row["pause_ms"] is not None else ", I/O did not pause"
+    pause = f", paused {row['pause_ms']} ms" if row["pause_ms"] is not None else ""
     return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
 
 

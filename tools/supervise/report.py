@@ -39,7 +39,10 @@ class Report:
         }
 
     def _role(self, life: RoleLife, now: float) -> dict[str, Any]:
-        since = datetime.fromtimestamp(time.time() - (now - life.since), UTC)
+        # A running process has run since its fork, which a new watchdog knows as well; other states since they began.
+        running = life.state.shown == "running" and life.generation
+        age_s = (boottime_ns() - life.generation) / 1e9 if running else now - life.since
+        since = datetime.fromtimestamp(time.time() - age_s, UTC)
         pause_ms = None if life.pause_s is None else round(life.pause_s * 1000)
         state = "failed" if life.state is State.GONE and life.failure else life.state.shown
         row = self._row(

@@ -54,16 +54,22 @@ def process_event(before: Document | None, row: Document) -> str | None:
     role = row["role"]
     if before is None:
         return f"{role} is new"
+    state, why = row["state"], row.get("reason") or ""
+    tail = f", respawned in {show_ms(row['pause_ms'] / 1000)}" if row["pause_ms"] is not None else ", respawned"
     if row["generation"] and before["generation"] and row["generation"] != before["generation"]:
         how = row["last_exit"] or "replaced"
-        tail = f", respawned in {show_ms(row['pause_ms'] / 1000)}" if row["pause_ms"] is not None else ""
+        if state != "running":
+            return f"{role} {how}, its successor is {state}" + (f": {why}" if why and why != how else "")
         more = row["restarts"] - before["restarts"]
-        return f"{role} {how}{tail or ', respawned'}" + (f" ({more} times)" if more > 1 else "")
-    if row["pid"] != before["pid"] and row["pid"] and before["pid"]:
-        return f"{role} is another process: {before['pid']} is now {row['pid']}"
-    if row["state"] != before["state"]:
-        why = row.get("reason") or ("" if row["state"] == "running" else row["last_exit"])
-        return f"{role} {row['state']}" + (f": {why}" if why else "")
+        return f"{role} {how}{tail}" + (f" ({more} times)" if more > 1 else "")
+    same = bool(row["pid"]) and row["pid"] == before["pid"]
+    if same and state == "starting" and before["state"] == "running":
+        return None  # a new watchdog has found it, and has not heard from it yet
+    if same and state == "running" and before["state"] == "starting":
+        return f"{role} running{tail}" if row["pause_ms"] != before["pause_ms"] else None
+    if state != before["state"]:
+        why = why or ("" if state == "running" else row["last_exit"])
+        return f"{role} {state}" + (f": {why}" if why else "")
     return None
 
 
