@@ -12,9 +12,10 @@ STATIC = (("gadget", "usb"), ("gadget", "session"), ("host", "usb"), ("host", "s
 class Faults:
     """`count` faults, one or two at a time; `over` when the last one has happened and was healed by the models."""
 
-    def __init__(self, run: "Run", count: int, gap_s: float) -> None:
+    def __init__(self, run: "Run", count: int, gap_s: float, stir: Callable[[], None]) -> None:
         self._run, self._world, self._left, self._gap_s = run, run.world, count, gap_s
         self.happened = 0
+        self.stir = stir  # told of each fault and each end of one
         self._open = 0  # cables out, processes stopped
         self._kinds: list[tuple[int, Callable[[], None]]] = [
             (50, self._kill),
@@ -44,6 +45,7 @@ class Faults:
         weights = [weight for weight, _ in self._kinds]
         kind = self._world.random.choices([call for _, call in self._kinds], weights)[0]
         self._world.counts[f"fault {kind.__name__.strip('_')}"] += 1
+        self.stir()
         kind()
         self._plan()
 
@@ -97,6 +99,7 @@ class Faults:
 
         def done() -> None:
             self._open -= 1
+            self.stir()
             call()
 
         self._world.after(delay_s, done)

@@ -141,7 +141,7 @@ class SimRole:
 class Run:
     """Both sides under `seed`. `execute` raises Violation."""
 
-    def __init__(self, seed: int, requests: int = 160, faults: int = 8) -> None:
+    def __init__(self, seed: int, requests: int = 60, faults: int = 8) -> None:
         self.world = World(seed)
         self.v0 = self.world.random.random() < 0.4
         self.hub, self.link = Hub(), Link(self.world, self.v0)
@@ -257,11 +257,17 @@ class Run:
                 self._want()
                 for side, role in list(self.wanted):
                     self._again(side, role)
-                workload = Workload(self.world, self.driver, self.checker, EXPORTS, 4, self._requests)
-                faults = Faults(self, self._faults, 0.04)
+                workload = Workload(self.world, self.driver, self.checker, EXPORTS, 4)
+                if self.world.random.random() < 0.7:  # else the faults begin while all is starting
+                    self._until(lambda: workload.completed >= self._requests, REST_S, "the first requests", workload)
+                faults = Faults(self, self._faults, 0.04, workload.stir)
                 self._until(lambda: faults.over, 600.0, "the faults to be over", workload)
                 for process in self.processes.values():
                     process.kill_in = None
+                self._until(
+                    lambda: workload.completed >= self._requests, REST_S, "requests to be completed again", workload
+                )
+                workload.stop()
                 self._until(lambda: workload.done, REST_S, "every request to be completed", workload)
                 workload.read_all()
                 self._until(lambda: workload.outstanding == 0, REST_S, "the last reads", workload)

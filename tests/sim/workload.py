@@ -1,35 +1,41 @@
 """Users of the two block devices: a few at a time, each with one request outstanding, reading what they may."""
 
+from collections.abc import Callable
 from errno import EIO
-from typing import TYPE_CHECKING
 
 from gadget.ublk.abi import BlockOp, DeviceState
 from tests.sim.checker import BLOCK, Checker, content
 from tests.sim.model_ublk import Bio, Driver
 from tests.sim.world import World
 
-if TYPE_CHECKING:
-    pass
-
 
 class Workload:
-    """`users` for each export; together they do `total` requests."""
+    """`users` for each export; they go on until told to `stop`."""
 
     def __init__(
-        self, world: World, driver: Driver, checker: Checker, exports: dict[int, int], users: int, total: int
+        self, world: World, driver: Driver, checker: Checker, exports: dict[int, int], users: int
     ) -> None:
         self._world, self._driver, self._checker = world, driver, checker
         self._exports = exports  # export id to blocks
-        self._left = total
+        self._going = True
         self.outstanding = 0
         self.completed = 0
+        self._stirred = 0  # `completed` when something went wrong last
         for export_id in exports:
             for _ in range(users):
                 world.soon(lambda export_id=export_id: self._next(export_id), 0, 1e-3)  # type: ignore[misc]
 
     @property
     def done(self) -> bool:
-        return self._left <= 0 and self.outstanding == 0
+        return not self._going and self.outstanding == 0
+
+    def stop(self) -> None:
+        """Begin nothing new."""
+        self._going = False
+
+    def stir(self) -> None:
+        """Something goes wrong now: be busy for a while. Between far faults nothing is learned by being busy."""
+        self._stirred = self.completed
 
     def device(self, export_id: int) -> int | None:
         for number, device in self._driver.devices.items():
@@ -38,13 +44,12 @@ class Workload:
         return None
 
     def _next(self, export_id: int) -> None:
-        if self._left <= 0:
+        if not self._going:
             return
         number = self.device(export_id)
         if number is None:
             self._world.after(5e-3, lambda: self._next(export_id))
             return
-        self._left -= 1
         random = self._world.random
         blocks = random.choice((1, 1, 2, 4, 8))
         lba = random.randrange(self._exports[export_id] - blocks + 1)
@@ -52,10 +57,12 @@ class Workload:
         self.request(number, export_id, op, lba, blocks, lambda: self._pause(export_id))
 
     def _pause(self, export_id: int) -> None:
-        most = 20e-3 if self._world.random.random() < 0.1 else 1e-3
+        most = 100e-3 if self._world.random.random() < 0.1 else 2e-3
+        if self.completed > self._stirred + 60:
+            most = 1.0
         self._world.soon(lambda: self._next(export_id), 1e-5, most)
 
-    def request(self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: "object") -> None:
+    def request(self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: Callable[[], None]) -> None:
         checker, world = self._checker, self._world
         began, data, written = world.now, b"", []
         if op in (BlockOp.WRITE, BlockOp.DISCARD):
@@ -79,7 +86,7 @@ class Workload:
                 for index in range(blocks):
                     piece = got[index * BLOCK : (index + 1) * BLOCK]
                     checker.read_ended(export_id, lba + index, began, piece)
-            then()  # type: ignore[operator]
+            then()
 
         if op is BlockOp.FLUSH:
             lba, blocks = 0, 0
