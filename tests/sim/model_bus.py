@@ -7,6 +7,7 @@ death loses a tail of what had not left its process; sending to an identity that
 
 from collections import deque
 from dataclasses import dataclass, field
+from errno import EHOSTUNREACH
 from typing import TYPE_CHECKING
 
 import zmq
@@ -93,6 +94,8 @@ class SimSocket:
         self.identity, self.endpoint = b"", ""
         self.pipes: list[Pipe] = []
         self.pipe: Pipe | None = None
+        self._rest: Frames = []  # of a message that is read frame by frame
+        self._first: bytes | None = None  # of one that is sent so
         self.waitable = Waitable(process.world, lambda: any(self._way(p).inbox for p in self.pipes))
         process.on_death.append(self._died)
 
@@ -113,6 +116,17 @@ class SimSocket:
         self.hub.dealers.append(self)
         self.process.world.soon(lambda: self.hub.join(self))
 
+    def getsockopt(self, option: int) -> int:
+        if option == zmq.EVENTS:
+            return int(zmq.POLLIN) if self.waitable.ready() else 0
+        return int(bool(self._rest))  # RCVMORE
+
+    def recv(self, flags: int) -> bytes:
+        """Frame by frame."""
+        if not self._rest:
+            self._rest = self.recv_multipart(flags)
+        return self._rest.pop(0)
+
     def recv_multipart(self, flags: int) -> Frames:
         full = [p for p in self.pipes if self._way(p).inbox]
         if not full:
@@ -123,10 +137,22 @@ class SimSocket:
         return frames
 
     def send(self, data: bytes, flags: int) -> None:
+        if self.kind == zmq.ROUTER:
+            return self._send_frame(data, flags)
         self.process.effect("bus send")
         if self.pipe is None:
             raise zmq.Again
         self.pipe.send(self.pipe.to_router, [self.pipe.dealer.identity, data])
+
+    def _send_frame(self, data: bytes, flags: int) -> None:
+        if flags & zmq.SNDMORE:
+            if not any(pipe.open and pipe.dealer.identity == data for pipe in self.pipes):
+                raise zmq.ZMQError(EHOSTUNREACH)
+            self._first = data
+        else:
+            first, self._first = self._first, None
+            assert first is not None
+            self.send_multipart([first, data], flags)
 
     def send_multipart(self, frames: Frames, flags: int) -> None:
         self.process.effect("bus send")
@@ -134,7 +160,7 @@ class SimSocket:
             if pipe.open and pipe.dealer.identity == frames[0]:
                 pipe.send(pipe.to_dealer, frames[1:])
                 return
-        raise zmq.ZMQError(113)
+        raise zmq.ZMQError(EHOSTUNREACH)
 
     def _died(self) -> None:
         if self.hub.routers.get(self.endpoint) is self:

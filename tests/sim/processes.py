@@ -45,6 +45,9 @@ class SimLoop:
         if self._handlers.pop(waitable.number, None) is not None:
             waitable.wakers.remove(self._process.wake)
 
+    def stir(self, socket: Any) -> None:
+        """Nothing to do: a socket of ours is ready whenever it has a message."""
+
     def _waitable(self, source: Any) -> Waitable:
         found = source.waitable if hasattr(source, "waitable") else self._world.waitables[source]
         assert isinstance(found, Waitable)

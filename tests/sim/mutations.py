@@ -1,0 +1,297 @@
+"""Deliberate faults in the product, one or more for each invariant: what a simulator must find to be worth its time.
+
+Each is a function that puts the fault in and returns how to take it out. tests/sim/test_sim.py shows that each is found
+within a bounded number of seeds; `python -m tests.sim.mutations` says how many it took.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import bus.lane
+import gadget.ublk.core
+import gadget.ublk.role
+import gadget.usb.core
+import gadget.usb.endpoint
+import gadget.usb.role
+import gadget.usb.transport
+import host.source.core
+import host.source.role
+import host.usb.core
+import host.usb.role
+from bus.envelope import Envelope
+from common.wire import Op
+from gadget.ublk.core import Commit, QueueCore
+from gadget.usb.core import Stage
+from host.usb.core import Stage as HostStage
+from tests.sim.run import Run
+from tests.sim.world import Violation
+
+Mutation = Callable[[], Any]
+
+
+def no_fence() -> Any:
+    """Gadget usb sends a new queue's requests while its predecessor's are still on the wire (invariant 3)."""
+    return patch.object(gadget.usb.core._Export, "fenced", lambda self: False)
+
+
+def epoch_ignored() -> Any:
+    """What was on the wire is not asked again in a new link epoch (invariant 2)."""
+
+    def new_epoch(self: Any) -> None:
+        self.epoch += 1
+        self.data_moved = False
+        self._agreed = frozenset()
+        for export in self._exports.values():
+            export.on_wire.clear()
+
+    return patch.object(gadget.usb.core.UsbCore, "_new_epoch", new_epoch)
+
+
+def replay_forgotten() -> Any:
+    """A queue does not tell a new usb what is outstanding (invariant 2)."""
+    return patch.object(gadget.ublk.role.Queue, "_usb_arrived", lambda self, generation: None)
+
+
+def replay_to_source_forgotten() -> Any:
+    """Host usb does not give a new source what its predecessor had (invariant 2)."""
+    original = host.usb.core.UsbCore.source_arrived
+
+    def source_arrived(self: Any, role: str, generation: int, record: Any, read_only: bool) -> Any:
+        export = self._exports[record.export_id]
+        lost = [w for w in export.work.values() if w.stage is HostStage.AT_SOURCE]
+        actions = original(self, role, generation, record, read_only)
+        return [a for a in actions if getattr(a, "item", [0])[0] not in {w.sequence for w in lost}]
+
+    return patch.object(host.usb.core.UsbCore, "source_arrived", source_arrived)
+
+
+def host_orphans_ignored() -> Any:
+    """The host starts requests of a new attachment while old ones are still at the source (invariant 3)."""
+    original = host.usb.core.UsbCore.detach
+
+    def detach(self: Any) -> None:
+        original(self)
+        for export in self._exports.values():
+            for offset in export.orphans.values():
+                if offset is not None:
+                    export.space.free(offset)
+            export.orphans.clear()
+
+    return patch.object(host.usb.core.UsbCore, "detach", detach)
+
+
+def source_fence_ignored() -> Any:
+    """A source starts requests of a new usb while those of the dead one run (invariant 3)."""
+
+    def start(self: Any) -> Any:
+        jobs = list(self._waiting)
+        self._running |= {(job.generation, job.sequence) for job in self._waiting}
+        self._waiting.clear()
+        return jobs
+
+    return patch.object(host.source.core.SourceCore, "_start", start)
+
+
+def old_completions_kept() -> Any:
+    """A source tells a new usb of completions that its predecessor had asked for (identity)."""
+
+    def arrived(self: Any, generation: int) -> None:
+        self._do(self._core.peer(generation))
+
+    return patch.object(host.source.role.Source, "_usb_arrived", arrived)
+
+
+def addressee_ignored() -> Any:
+    """Lanes take messages for and of other generations (identity)."""
+
+    def decode(self: Any, data: bytes) -> Any:
+        return Envelope.decode(data)
+
+    def take(self: Any, identity: bytes, envelope: Any) -> None:
+        known = self._peers.get(envelope.sender)
+        if envelope.kind is not bus.lane.Kind.HELLO and known is not None:
+            self._on_message(envelope.sender, envelope.kind, envelope.body)
+        else:
+            original(self, identity, envelope)
+
+    original = bus.lane.LaneServer._take
+    return _both(patch.object(bus.lane._Lane, "_decode", decode), patch.object(bus.lane.LaneServer, "_take", take))
+
+
+def late_write_allowed() -> Any:
+    """A write's payload is read from its slot only when it leaves, though it was answered (payload into a reused slot)."""
+    original = gadget.usb.core.UsbCore.filled
+
+    def filled(self: Any, pending: Any, epoch: int) -> Any:
+        if pending.stage is not Stage.FILLING:
+            return []
+        return original(self, pending, self.epoch)
+
+    return patch.object(gadget.usb.core.UsbCore, "filled", filled)
+
+
+def completes_before_filled() -> Any:
+    """A read is completed when its Response comes, not when its payload has come (invariant 4)."""
+
+    original = gadget.usb.core.UsbCore._asked
+
+    def answered(self: Any, response: Any) -> Any:
+        export, pending = original(self, response)
+        if response.op is Op.READ and response.status == 0:
+            pending.stage = Stage.FILLING
+            fill = gadget.usb.core.Fill(pending, self._payload(export, pending))
+            return [fill, *self._end(export, pending, 0)]
+        return self._judged(export, pending, response.status)
+
+    return patch.object(gadget.usb.core.UsbCore, "answered", answered)
+
+
+def writes_done_at_once() -> Any:
+    """Gadget usb completes a write when it is sent (invariant 1)."""
+    original = gadget.usb.core.UsbCore.left
+
+    def left(self: Any, pending: Any, epoch: int) -> Any:
+        done = original(self, pending, epoch)
+        return done or [gadget.usb.core.Done(pending.export, pending.arena, pending.sequence, 0)]
+
+    return patch.object(gadget.usb.core.UsbCore, "left", left)
+
+
+def parking_forgotten() -> Any:
+    """What waits while the link is down fails with EIO (invariant 2)."""
+    original = gadget.usb.core.UsbCore.ask
+
+    def ask(self: Any, role: str, generation: int, body: Any) -> Any:
+        if self.link is not gadget.usb.core.Link.ONLINE:
+            return [gadget.usb.core.Done(role, generation, item[0], 5) for item in body]
+        return original(self, role, generation, body)
+
+    return patch.object(gadget.usb.core.UsbCore, "ask", ask)
+
+
+def double_completion() -> Any:
+    """A queue commits what it does not know (any more)."""
+
+    def complete(self: Any, sequence: int, status: int) -> Any:
+        taken = self._outstanding.get(sequence)
+        if taken is None:
+            return None
+        self._busy_tags.discard(taken.tag)
+        return Commit(taken.tag, taken.blocks * self._block_size if taken.op in (Op.READ, Op.WRITE) else 0)
+
+    return patch.object(QueueCore, "complete", complete)
+
+
+def tag_is_identity() -> Any:
+    """A queue's sequence numbers begin anew: an answer for its predecessor fits its own requests, were it let in."""
+    return _both(
+        patch.object(gadget.usb.role.Usb, "_do", _do_without_generation),
+        patch.object(gadget.usb.core.UsbCore, "_end", _end_orphans_too),
+    )
+
+
+def _do_without_generation(self: Any, actions: Any) -> None:
+    for action in actions:
+        if isinstance(action, gadget.usb.core.Done):
+            self._completions[action.export].append([action.sequence, action.status])
+        else:
+            _original_do(self, [action])
+
+
+def _end_orphans_too(self: Any, export: Any, pending: Any, status: int) -> Any:
+    del export.on_wire[pending.request.request_id]
+    return [gadget.usb.core.Done(pending.export, pending.arena, pending.sequence, status)]
+
+
+_original_do = gadget.usb.role.Usb._do
+
+
+def arena_reused() -> Any:
+    """A queue's successor takes the arena of its predecessor (section 2: fresh arenas)."""
+    from tests.sim.run import SimArena, here
+
+    original = SimArena.create
+
+    def create(runtime: Any, owner: str, generation: int, size_bytes: int) -> Any:
+        old = [m for k, m in here().arenas.items() if k[:2] == (runtime.side, owner) and len(m) == size_bytes]
+        arena = original(runtime, owner, generation, size_bytes)
+        if old:
+            here().arenas[runtime.side, owner, generation] = old[0]
+            return SimArena(old[0], generation)
+        return arena
+
+    return _both(
+        patch.object(SimArena, "create", create), patch.object(gadget.usb.core._Export, "fenced", lambda self: False)
+    )
+
+
+def space_not_given_back() -> Any:
+    """The host's arena loses the space of what was at a source when the attachment ended (resources)."""
+    original = host.usb.core.UsbCore._completed
+
+    def completed(self: Any, export: Any, sequence: int, status: int) -> Any:
+        if sequence in export.orphans:
+            del export.orphans[sequence]
+            return self._release(export)
+        return original(self, export, sequence, status)
+
+    return patch.object(host.usb.core.UsbCore, "_completed", completed)
+
+
+def not_resynchronised() -> Any:
+    """A new gadget usb does not halt its endpoint: a v1 host never learns that the data plane is another."""
+    return patch.object(gadget.usb.endpoint.Endpoint, "halt", lambda self: None)
+
+
+@contextmanager
+def _both(one: Any, other: Any) -> Iterator[None]:
+    with one, other:
+        yield
+
+
+MUTATIONS: list[Mutation] = [
+    no_fence,
+    epoch_ignored,
+    replay_forgotten,
+    replay_to_source_forgotten,
+    host_orphans_ignored,
+    source_fence_ignored,
+    old_completions_kept,
+    addressee_ignored,
+    late_write_allowed,
+    completes_before_filled,
+    writes_done_at_once,
+    parking_forgotten,
+    double_completion,
+    tag_is_identity,
+    arena_reused,
+    space_not_given_back,
+    not_resynchronised,
+]
+
+
+def found_at(mutation: Mutation, seeds: range) -> tuple[int, str] | None:
+    """The first seed that finds it, and what it says; None if none does."""
+    for seed in seeds:
+        with mutation():
+            run = Run(seed)
+            try:
+                run.execute()
+            except Violation as violation:
+                return seed, str(violation)
+    return None
+
+
+def main() -> None:
+    for mutation in MUTATIONS:
+        began = time.monotonic()
+        found = found_at(mutation, range(400))
+        took = time.monotonic() - began
+        print(f"{mutation.__name__:28} {took:5.1f} s  {'NOT FOUND' if found is None else f'seed {found[0]}: {found[1][:90]}'}")
+
+
+if __name__ == "__main__":
+    main()
