@@ -3,7 +3,8 @@
 Every block carries its export, its address and the version of the write that wrote it. A read that began at b and ended
 at e may return version v if the write of v began before e, and no other write of this block began after v's had ended
 and ended before b. (Concurrent writes: any of them, or the old one; a completed write is the floor.) Version 0 is zeros:
-what a disk begins with, and what a DISCARD writes; each DISCARD is an interval of its own.
+what a disk begins with, and what a DISCARD writes; each DISCARD is an interval of its own. When a FLUSH has ended, what
+a crash of the host would leave is judged as a read that began when the FLUSH did.
 """
 
 import struct
@@ -51,7 +52,7 @@ class Checker:
         self._of(export_id, lba).append(written)
         return written
 
-    def read_ended(self, export_id: int, lba: int, began: float, data: bytes) -> None:
+    def read_ended(self, export_id: int, lba: int, began: float, data: bytes, what: str = "a read") -> None:
         self.reads += 1
         version = self._version(export_id, lba, data)
         if version is None:
@@ -62,7 +63,7 @@ class Checker:
             return
         known = ", ".join(f"{w.version} [{w.began - 1000:.6f}, {w.ended - 1000:.6f}]" for w in history[-6:])
         self._world.violate(
-            f"export {export_id} block {lba}: a read begun at {began - 1000:.6f} gave version {version}; writes: {known}"
+            f"export {export_id} block {lba}: {what} begun at {began - 1000:.6f} gave version {version}; writes: {known}"
         )
 
     def _version(self, export_id: int, lba: int, data: bytes) -> int | None:

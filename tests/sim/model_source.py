@@ -25,7 +25,8 @@ class Disk:
         self.world = world
         self.bytes = bytearray(size_bytes)
         self.durable = bytes(size_bytes)
-        self.slow = 1.0
+        # A disk that is slow at times: what was begun before a fault may land long after it.
+        self.slow_share, self.slow_s = world.random.choice(((0.03, 20e-3), (0.2, 0.2), (0.1, 0.6)))
 
 
 class _NoMoreWork(BaseException):
@@ -80,8 +81,9 @@ class JobQueue:
         while self._jobs and self.running < limits.SOURCE_THREADS and self._process.alive:
             job = self._jobs.popleft()
             self.running += 1
-            slow = 20e-3 if world.random.random() < 0.03 else 1e-3
-            world.soon(lambda job=job: self._run(job), 20e-6, slow)  # type: ignore[misc]
+            disk = self.work.__self__._file.disk
+            most = disk.slow_s if world.random.random() < disk.slow_share else 1e-3
+            world.soon(lambda job=job: self._run(job), 20e-6, most)  # type: ignore[misc]
 
     def _run(self, job: Job) -> None:
         process, world = self._process, self._process.world

@@ -4,6 +4,7 @@ Each is a function that puts the fault in and returns how to take it out. tests/
 within a bounded number of seeds; `python -m tests.sim.mutations` says how many it took.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,20 +118,54 @@ def addressee_ignored() -> Any:
         else:
             original(self, identity, envelope)
 
-    original = bus.lane.LaneServer._take
-    return _both(patch.object(bus.lane._Lane, "_decode", decode), patch.object(bus.lane.LaneServer, "_take", take))
+    def client_take(self: Any, envelope: Any) -> None:
+        if envelope.kind is bus.lane.Kind.WELCOME:
+            return original_client(self, envelope)
+        self._on_message(envelope.kind, envelope.body)
+
+    original, original_client = bus.lane.LaneServer._take, bus.lane.LaneClient._take
+    return _both(
+        patch.object(bus.lane._Lane, "_decode", decode),
+        _both(patch.object(bus.lane.LaneServer, "_take", take), patch.object(bus.lane.LaneClient, "_take", client_take)),
+    )
 
 
-def late_write_allowed() -> Any:
-    """A write's payload is read from its slot only when it leaves, though it was answered (payload into a reused slot)."""
-    original = gadget.usb.core.UsbCore.filled
+def space_given_back_early() -> Any:
+    """The host gives a read payload's space away before it has been sent (invariant 4: a reused slot)."""
+    original = host.usb.core.UsbCore._answer
 
-    def filled(self: Any, pending: Any, epoch: int) -> Any:
-        if pending.stage is not Stage.FILLING:
-            return []
-        return original(self, pending, self.epoch)
+    def answer(self: Any, export: Any, work: Any, status: int) -> Any:
+        action = original(self, export, work, status)
+        if work.stage is HostStage.SENDING and work.offset is not None:
+            export.space.free(work.offset)
+            work.offset = None
+        return action
 
-    return patch.object(gadget.usb.core.UsbCore, "filled", filled)
+    return patch.object(host.usb.core.UsbCore, "_answer", answer)
+
+
+def flush_not_done() -> Any:
+    """The host answers a FLUSH without giving it to the source (invariant 1)."""
+    original = host.usb.core.UsbCore._ready
+
+    def ready(self: Any, export: Any, work: Any) -> Any:
+        if work.request.op is Op.FLUSH:
+            return iter([self._answer(export, work, 0)])
+        return original(self, export, work)
+
+    return patch.object(host.usb.core.UsbCore, "_ready", ready)
+
+
+def write_answered_early() -> Any:
+    """A source answers writes when they begin: a FLUSH overtakes them, a kill loses them (invariant 1)."""
+    original = host.source.core.SourceCore.requests
+
+    def requests(self: Any, body: Any) -> Any:
+        actions = original(self, body)
+        done = [host.source.core.Complete(a.sequence, 0) for a in actions if getattr(a, "op", None) is Op.WRITE]
+        return [*actions, *done]
+
+    return patch.object(host.source.core.SourceCore, "requests", requests)
 
 
 def completes_before_filled() -> Any:
@@ -261,7 +296,9 @@ MUTATIONS: list[Mutation] = [
     source_fence_ignored,
     old_completions_kept,
     addressee_ignored,
-    late_write_allowed,
+    space_given_back_early,
+    flush_not_done,
+    write_answered_early,
     completes_before_filled,
     writes_done_at_once,
     parking_forgotten,
@@ -288,7 +325,7 @@ def found_at(mutation: Mutation, seeds: range) -> tuple[int, str] | None:
 def main() -> None:
     for mutation in MUTATIONS:
         began = time.monotonic()
-        found = found_at(mutation, range(400))
+        found = found_at(mutation, range(int(os.environ.get("N") or 150)))
         took = time.monotonic() - began
         print(f"{mutation.__name__:28} {took:5.1f} s  {'NOT FOUND' if found is None else f'seed {found[0]}: {found[1][:90]}'}")
 

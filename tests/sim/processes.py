@@ -78,21 +78,25 @@ class SimLoop:
 
     def iterate(self) -> bool:
         """Once through the loop. True if there is more to do at once."""
-        ready = [n for n in self._handlers if self._world.waitables[n].ready()]
+        ready: list[int | None] = [n for n in self._handlers if self._world.waitables[n].ready()]
+        if self._posted:
+            ready.append(None)
         self._world.random.shuffle(ready)
         for number in ready:
-            handler = self._handlers.get(number)
+            handler = self._run_posted if number is None else self._handlers.get(number)
             if handler is not None:
                 handler()
         while self._timers and self._timers[0].due <= self.now():
             timer = heapq.heappop(self._timers)
             if timer.handler is not None:
                 timer.handler()
-        for _ in range(len(self._posted)):
-            self._posted.popleft()()
         for before in self._before_wait:
             before()
         return bool(self._posted) or any(self._world.waitables[n].ready() for n in self._handlers)
+
+    def _run_posted(self) -> None:
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
 
 
 class Process:

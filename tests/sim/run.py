@@ -30,7 +30,7 @@ from tests.sim.workload import Workload
 from tests.sim.world import World
 
 INSTANCE = "sim"
-EXPORTS = {0xA1: 48, 0xB2: 32}  # export id to blocks
+EXPORTS = {0xA1: 24, 0xB2: 16}  # export id to blocks
 MAX_IO = 8 * BLOCK
 REST_S = 120.0  # after the last fault everything is at rest within this
 _runs: list["Run"] = []
@@ -257,7 +257,8 @@ class Run:
                 self._want()
                 for side, role in list(self.wanted):
                     self._again(side, role)
-                workload = Workload(self.world, self.driver, self.checker, EXPORTS, 4)
+                disks = {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
+                workload = Workload(self.world, self.driver, self.checker, disks, 4)
                 if self.world.random.random() < 0.7:  # else the faults begin while all is starting
                     self._until(lambda: workload.completed >= self._requests, REST_S, "the first requests", workload)
                 faults = Faults(self, self._faults, 0.04, workload.stir)

@@ -1,10 +1,10 @@
 """Users of the two block devices: a few at a time, each with one request outstanding, reading what they may."""
 
 from collections.abc import Callable
-from errno import EIO
 
 from gadget.ublk.abi import BlockOp, DeviceState
 from tests.sim.checker import BLOCK, Checker, content
+from tests.sim.model_source import Disk
 from tests.sim.model_ublk import Bio, Driver
 from tests.sim.world import World
 
@@ -13,15 +13,16 @@ class Workload:
     """`users` for each export; they go on until told to `stop`."""
 
     def __init__(
-        self, world: World, driver: Driver, checker: Checker, exports: dict[int, int], users: int
+        self, world: World, driver: Driver, checker: Checker, disks: dict[int, Disk], users: int
     ) -> None:
         self._world, self._driver, self._checker = world, driver, checker
-        self._exports = exports  # export id to blocks
+        self._disks = disks  # by export id
+        self._exports = {n: len(disk.bytes) // BLOCK for n, disk in disks.items()}  # their blocks
         self._going = True
         self.outstanding = 0
         self.completed = 0
         self._stirred = 0  # `completed` when something went wrong last
-        for export_id in exports:
+        for export_id in disks:
             for _ in range(users):
                 world.soon(lambda export_id=export_id: self._next(export_id), 0, 1e-3)  # type: ignore[misc]
 
@@ -79,9 +80,15 @@ class Workload:
             self.completed += 1
             world.say(f"user: {name} ended with {result}")
             if result < 0:
-                world.violate(f"{name} failed with {-result}{' (EIO)' if result == -EIO else ''}")
+                world.violate(f"{name} failed with {-result}")
+                return
             for item in written:
                 item.ended = world.now
+            if op is BlockOp.FLUSH:
+                durable = self._disks[export_id].durable
+                for index in range(self._exports[export_id]):
+                    piece = durable[index * BLOCK : (index + 1) * BLOCK]
+                    checker.read_ended(export_id, index, began, piece, "what a crash leaves after a FLUSH")
             if op is BlockOp.READ:
                 for index in range(blocks):
                     piece = got[index * BLOCK : (index + 1) * BLOCK]
