@@ -26,6 +26,7 @@ class Faults:
             (6, self._stop_short),
             (6, self._stop_and_replace),
             (3, self._whole_side),
+            (8, self._asleep_while_another_dies),
         ]
         self._plan()
 
@@ -93,6 +94,14 @@ class Faults:
             if not process.stopped:
                 process.stop()
                 self._later(self._world.random.choice((0.2, 16.0)), lambda p=process: p.finish("replaced"))  # type: ignore[misc]
+
+    def _asleep_while_another_dies(self) -> None:
+        """One does not run for a moment; meanwhile its peer dies, and is there again when it wakes up."""
+        two = self._some(2)
+        if len(two) == 2 and not two[0].stopped:
+            two[0].stop()
+            self._later(self._world.random.uniform(0.01, 0.3), two[0].go_on)
+            self._world.soon(lambda: two[1].finish("killed"), 0, 5e-3)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._open += 1

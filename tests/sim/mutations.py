@@ -15,9 +15,7 @@ import bus.lane
 import gadget.ublk.core
 import gadget.ublk.role
 import gadget.usb.core
-import gadget.usb.endpoint
 import gadget.usb.role
-import gadget.usb.transport
 import host.source.core
 import host.source.role
 import host.usb.core
@@ -221,10 +219,19 @@ def double_completion() -> Any:
 
 
 def tag_is_identity() -> Any:
-    """A queue's sequence numbers begin anew: an answer for its predecessor fits its own requests, were it let in."""
+    """A queue's request is known by its tag, and an orphan's answer is told to the successor (identity, section 2)."""
+    original = QueueCore.take
+
+    def take(self: Any, tag: int, op: Any, start_sector: int, sectors: int) -> Any:
+        self._next = tag + 1
+        return original(self, tag, op, start_sector, sectors)
+
     return _both(
-        patch.object(gadget.usb.role.Usb, "_do", _do_without_generation),
-        patch.object(gadget.usb.core.UsbCore, "_end", _end_orphans_too),
+        patch.object(QueueCore, "take", take),
+        _both(
+            patch.object(gadget.usb.role.Usb, "_do", _do_without_generation),
+            patch.object(gadget.usb.core.UsbCore, "_end", _end_orphans_too),
+        ),
     )
 
 
@@ -276,17 +283,15 @@ def space_not_given_back() -> Any:
     return patch.object(host.usb.core.UsbCore, "_completed", completed)
 
 
-def not_resynchronised() -> Any:
-    """A new gadget usb does not halt its endpoint: a v1 host never learns that the data plane is another."""
-    return patch.object(gadget.usb.endpoint.Endpoint, "halt", lambda self: None)
-
-
 @contextmanager
 def _both(one: Any, other: Any) -> Iterator[None]:
     with one, other:
         yield
 
 
+# Not here, because what they break is healed by something else within a second, or is guarded twice: a new gadget usb
+# that does not halt its endpoint (STATUS tells that the exports are not in force), gadget usb taking `filled` of an old
+# epoch (its transfers are disowned before).
 MUTATIONS: list[Mutation] = [
     no_fence,
     epoch_ignored,
@@ -306,7 +311,6 @@ MUTATIONS: list[Mutation] = [
     tag_is_identity,
     arena_reused,
     space_not_given_back,
-    not_resynchronised,
 ]
 
 

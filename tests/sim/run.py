@@ -1,7 +1,6 @@
 """One run: both sides put together from the product's own roles, a workload, faults, and what must hold at the end."""
 
 import contextlib
-import errno
 import importlib
 import mmap
 import os
@@ -11,9 +10,9 @@ from ctypes import addressof, c_char
 from types import SimpleNamespace
 from typing import Any
 
-from bus.arena import Arena
+import gadget.usb.core
+import host.session.core
 from bus.lane import LaneClient, LaneServer
-from common import limits
 from common.errors import Gone
 from common.wire import ExportRecord
 from gadget.session.core import export_name
@@ -193,6 +192,7 @@ class Run:
         process = Process(self.world, side, role, self.world.new_generation())
         self.processes[side, role] = process
         process.died = lambda why: self._again(side, role)
+        process.on_death.append(lambda: self._count_death(process))
         sim_role = SimRole(self, process, args, self.store.get(role, {}) if side == "gadget" else {})
         self.roles[side, role] = sim_role
         self.world.say(f"{process} is born")
@@ -226,6 +226,15 @@ class Run:
         finally:
             setattr(module, kind, original)
         return made[0]
+
+    def _count_death(self, process: Process) -> None:
+        """For the table of what was covered: who died in which state of the link, with or without I/O under way."""
+        usb, session = self.shells.get(("gadget", "usb")), self.shells.get(("host", "session"))
+        gadget = usb._core.link.name.lower() if usb is not None else "not there"
+        host = session._core.state.name.lower() if session is not None else "not there"
+        busy = "busy" if self.driver.in_flight() else "idle"
+        role = process.role.split(".")[0]
+        self.world.counts[f"death of {process.side} {role}: gadget {gadget}, host {host}, {busy}"] += 1
 
     def _again(self, side: str, role: str) -> None:
         self.world.soon(lambda: self.start(side, role), 1e-3, 80e-3)
@@ -392,6 +401,8 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.source.role", "Thread", model_source.WorkerThread),
         ("host.source.role", "SimpleQueue", model_source.JobQueue),
         ("host.source.role", "SourceFile", SimFile),
+        ("gadget.usb.role", "UsbCore", _counting(run, gadget.usb.core.UsbCore, "link")),
+        ("host.session.role", "SessionCore", _counting(run, host.session.core.SessionCore, "state")),
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),
         ("common.limits", "TRANSFER_BYTES", 2048),
     ]
@@ -409,4 +420,14 @@ def substituted(run: Run) -> Iterator[None]:
             setattr(module, name, value)
 
 
-_UNUSED = (Arena, errno, limits)
+def _counting(run: Run, core: Any, state: str) -> Any:
+    """The same core, each of whose transitions is counted."""
+
+    class Counted(core):  # type: ignore[misc]
+        def on(self, event: Any) -> Any:
+            before = getattr(self, state)
+            steps = super().on(event)
+            run.world.counts[f"transition {type(before).__module__} {before.name} {event.name}"] += 1
+            return steps
+
+    return Counted
