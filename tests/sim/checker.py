@@ -1,8 +1,8 @@
 """What reads may return: the history of each block, and the judgement on it.
 
-Every block carries its export, its address and the version of the write that wrote it. A read that began at b and ended
-at e may return version v if the write of v began before e, and no other write of this block began after v's had ended
-and ended before b. (Concurrent writes: any of them, or the old one; a completed write is the floor.) Version 0 is zeros:
+Every block carries its export, its address and the version of the write that wrote it. A read that began at b and
+ended at e may return version v if the write of v began before e, and no other write of this block began after v's had
+ended and ended before b. (Concurrent writes: any, or the old one; a completed write is the floor.) Version 0 is zeros:
 what a disk begins with, and what a DISCARD writes; each DISCARD is an interval of its own. When a FLUSH has ended, what
 a crash of the host would leave is judged as a read that began when the FLUSH did.
 """
@@ -63,7 +63,8 @@ class Checker:
             return
         known = ", ".join(f"{w.version} [{w.began - 1000:.6f}, {w.ended - 1000:.6f}]" for w in history[-6:])
         self._world.violate(
-            f"export {export_id} block {lba}: {what} begun at {began - 1000:.6f} gave version {version}; writes: {known}"
+            f"export {export_id} block {lba}: {what} begun at {began - 1000:.6f} gave version {version}; "
+            f"writes: {known}"
         )
 
     def _version(self, export_id: int, lba: int, data: bytes) -> int | None:

@@ -1,12 +1,11 @@
 """What the two usb roles call of their kernels, with the same names as the wrappers they stand for, upon model_link.
 
-Gadget: AioContext, Ep0, GadgetTree, PeerNote, the fd store. Host: UsbFs, the finder. Each class has the methods that the
-product's wrapper has, and raises what that one's docstring says.
+Gadget: AioContext, Ep0, GadgetTree, PeerNote, the fd store. Host: UsbFs, the finder. Each class has the methods that
+the product's wrapper has, and raises what that one's docstring says.
 """
 
 import ctypes
 import errno
-from types import SimpleNamespace
 from typing import Any
 
 from gadget.usb.aio import Command
@@ -102,7 +101,7 @@ class Ep0:
 
     def events(self) -> list[FfsEvent]:
         self._process.effect("ep0 read")
-        found = []
+        found: list[FfsEvent] = []
         while self._function.events and len(found) < 4:
             kind, setup = self._function.events.pop(0)
             if setup is None:
@@ -148,7 +147,7 @@ class Ep0:
 class GadgetTree:
     """gadget.usb.configfs.GadgetTree."""
 
-    udc, mount_point = "sim", SimpleNamespace()
+    udc = "sim"
 
     def __init__(self) -> None:
         self._run = _here()

@@ -100,7 +100,7 @@ class Faults:
         two = self._some(2)
         if len(two) == 2 and not two[0].stopped:
             two[0].stop()
-            self._later(self._world.random.uniform(0.01, 0.3), two[0].go_on)
+            self._later(self._world.random.choice((0.02, 0.1, 0.3, 4.5, 9.0)), two[0].go_on)
             self._world.soon(lambda: two[1].finish("killed"), 0, 5e-3)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:

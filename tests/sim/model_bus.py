@@ -1,4 +1,4 @@
-"""ZeroMQ over ipc://, as bus.lane uses it: ROUTER and DEALER, one pipe for each connection. The lanes themselves are real.
+"""ZeroMQ over ipc://, as bus.lane uses it: ROUTER and DEALER, one pipe for each connection. The lanes are real.
 
 Copies, with tests/unit/test_bus_lane.py as witness: PROBE_ROUTER announces each connection; IMMEDIATE drops what was
 queued for a dead server; within a pipe nothing is reordered; a reader's death loses what it has not read, a writer's

@@ -1,8 +1,8 @@
 """A source's file, and the threads that work on it.
 
 Copies pread, pwrite, fdatasync and hole punching of a regular file (tests/unit/test_host_source_live.py,
-tests/e2e/test_host_attachment.py::test_discard_frees_the_bytes). A killed source's threads may still finish what they were
-in while the process dies: the successor is forked only after that (the pidfd tells of the last thread).
+tests/e2e/test_host_attachment.py::test_discard_frees_the_bytes). A killed source's threads may still finish what they
+were in while the process dies: the successor is forked only after that (the pidfd tells of the last thread).
 """
 
 import errno
@@ -15,7 +15,7 @@ from host.source.core import Job
 from tests.sim.world import World
 
 if TYPE_CHECKING:
-    from tests.sim.processes import Process
+    pass
 
 
 class Disk:
@@ -59,7 +59,7 @@ class SimFile:
 
 
 class JobQueue:
-    """queue.SimpleQueue between a source's loop and its threads: each job runs later, at most SOURCE_THREADS at once."""
+    """queue.SimpleQueue between a source's loop and its threads: each job runs later, a few at once."""
 
     def __init__(self) -> None:
         from tests.sim.run import here

@@ -2,9 +2,9 @@
 
 Copies drivers/block/ublk_drv.c of 6.12 with USER_RECOVERY and REISSUE. Witnesses in tests/e2e/test_ublk_binding.py:
 a dead server's requests are issued again under other tags (test_kill_with_an_idle_tag_left_...), START_USER_RECOVERY
-says EBUSY until the kernel has noticed the death (test_start_user_recovery_is_told_ebusy_while_the_owner_lives) and EINVAL
-when a predecessor had said it already (test_killed_during_recovery_the_next_one_recovers), a device whose server died
-before START_DEV is DEAD (test_killed_before_the_disk_exists_it_is_dead_and_made_again), depth - 1 requests are in
+says EBUSY until the kernel has noticed the death (test_start_user_recovery_is_told_ebusy_while_the_owner_lives) and
+EINVAL when a predecessor had said it already (test_killed_during_recovery_the_next_one_recovers), a device whose server
+died before START_DEV is DEAD (test_killed_before_the_disk_exists_it_is_dead_and_made_again), depth - 1 requests are in
 flight at most (test_kill_under_full_load_...). A write's bytes are copied into the slot before the server sees the
 request; a read's bytes are copied out at the commit. Partitions, udev and timeouts are not modelled yet.
 """
@@ -22,7 +22,7 @@ from tests.sim import processes
 from tests.sim.world import Waitable, World
 
 if TYPE_CHECKING:
-    from tests.sim.processes import Process
+    pass
 
 
 @dataclass(eq=False)

@@ -17,13 +17,12 @@ import gadget.ublk.role
 import gadget.usb.core
 import gadget.usb.role
 import host.source.core
-import host.source.role
 import host.usb.core
-import host.usb.role
-from bus.envelope import Envelope
+from bus.envelope import Envelope, Kind
 from common.wire import Op
 from gadget.ublk.core import Commit, QueueCore
 from gadget.usb.core import Stage
+from gadget.usb.link import Link
 from host.usb.core import Stage as HostStage
 from tests.sim.run import Run
 from tests.sim.world import Violation
@@ -94,15 +93,6 @@ def source_fence_ignored() -> Any:
     return patch.object(host.source.core.SourceCore, "_start", start)
 
 
-def old_completions_kept() -> Any:
-    """A source tells a new usb of completions that its predecessor had asked for (identity)."""
-
-    def arrived(self: Any, generation: int) -> None:
-        self._do(self._core.peer(generation))
-
-    return patch.object(host.source.role.Source, "_usb_arrived", arrived)
-
-
 def addressee_ignored() -> Any:
     """Lanes take messages for and of other generations (identity)."""
 
@@ -111,20 +101,22 @@ def addressee_ignored() -> Any:
 
     def take(self: Any, identity: bytes, envelope: Any) -> None:
         known = self._peers.get(envelope.sender)
-        if envelope.kind is not bus.lane.Kind.HELLO and known is not None:
+        if envelope.kind is not Kind.HELLO and known is not None:
             self._on_message(envelope.sender, envelope.kind, envelope.body)
         else:
             original(self, identity, envelope)
 
     def client_take(self: Any, envelope: Any) -> None:
-        if envelope.kind is bus.lane.Kind.WELCOME:
+        if envelope.kind is Kind.WELCOME:
             return original_client(self, envelope)
         self._on_message(envelope.kind, envelope.body)
 
     original, original_client = bus.lane.LaneServer._take, bus.lane.LaneClient._take
     return _both(
         patch.object(bus.lane._Lane, "_decode", decode),
-        _both(patch.object(bus.lane.LaneServer, "_take", take), patch.object(bus.lane.LaneClient, "_take", client_take)),
+        _both(
+            patch.object(bus.lane.LaneServer, "_take", take), patch.object(bus.lane.LaneClient, "_take", client_take)
+        ),
     )
 
 
@@ -160,7 +152,11 @@ def write_answered_early() -> Any:
 
     def requests(self: Any, body: Any) -> Any:
         actions = original(self, body)
-        done = [host.source.core.Complete(a.sequence, 0) for a in actions if getattr(a, "op", None) is Op.WRITE]
+        done = [
+            host.source.core.Complete(a.sequence, 0)
+            for a in actions
+            if isinstance(a, host.source.core.Job) and a.op is Op.WRITE
+        ]
         return [*actions, *done]
 
     return patch.object(host.source.core.SourceCore, "requests", requests)
@@ -198,7 +194,7 @@ def parking_forgotten() -> Any:
     original = gadget.usb.core.UsbCore.ask
 
     def ask(self: Any, role: str, generation: int, body: Any) -> Any:
-        if self.link is not gadget.usb.core.Link.ONLINE:
+        if self.link is not Link.ONLINE:
             return [gadget.usb.core.Done(role, generation, item[0], 5) for item in body]
         return original(self, role, generation, body)
 
@@ -291,7 +287,8 @@ def _both(one: Any, other: Any) -> Iterator[None]:
 
 # Not here, because what they break is healed by something else within a second, or is guarded twice: a new gadget usb
 # that does not halt its endpoint (STATUS tells that the exports are not in force), gadget usb taking `filled` of an old
-# epoch (its transfers are disowned before).
+# epoch (its transfers are disowned before), a source telling a new usb what its predecessor asked for (the sequences of
+# a young usb are small, those of an old one large: they would have to meet).
 MUTATIONS: list[Mutation] = [
     no_fence,
     epoch_ignored,
@@ -299,7 +296,6 @@ MUTATIONS: list[Mutation] = [
     replay_to_source_forgotten,
     host_orphans_ignored,
     source_fence_ignored,
-    old_completions_kept,
     addressee_ignored,
     space_given_back_early,
     flush_not_done,
@@ -331,7 +327,8 @@ def main() -> None:
         began = time.monotonic()
         found = found_at(mutation, range(int(os.environ.get("N") or 150)))
         took = time.monotonic() - began
-        print(f"{mutation.__name__:28} {took:5.1f} s  {'NOT FOUND' if found is None else f'seed {found[0]}: {found[1][:90]}'}")
+        told = "NOT FOUND" if found is None else f"seed {found[0]}: {found[1][:90]}"
+        print(f"{mutation.__name__:28} {took:5.1f} s  {told}")
 
 
 if __name__ == "__main__":

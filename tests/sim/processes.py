@@ -1,9 +1,9 @@
 """Processes: a loop of its own for each, death at any effect or between two, and threads that really block.
 
-Copies: `kill -9` between two system calls (a process does nothing after it; what it has handed to a kernel stays), SIGSTOP
-(nothing happens until SIGCONT), bus.loop.Loop's order of work, and the watchdog's rule that a successor is forked only
-after its predecessor is dead (tests/unit/test_supervise_live.py, tests/e2e/test_recovery.py). A thread that blocks in a
-kernel call is a Python thread, but only one of all runs at a time, so a run stays deterministic.
+Copies: `kill -9` between two system calls (a process does nothing after it; what it has handed to a kernel stays),
+SIGSTOP (nothing happens until SIGCONT), bus.loop.Loop's order of work, and the watchdog's rule that a successor is
+forked only after its predecessor is dead (tests/unit/test_supervise_live.py, tests/e2e/test_recovery.py). A thread that
+blocks in a kernel call is a Python thread, but only one of all runs at a time, so a run stays deterministic.
 """
 
 import heapq

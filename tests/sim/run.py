@@ -102,8 +102,9 @@ class SimRole:
         self._run, self._process = run, process
         self.runtime, self.name, self.generation = SimRuntime(process.side), process.role, process.generation
         self.args, self.birth = args, SimpleNamespace(fds=fds)
-        self.loop, self.log = process.loop, SimLog(run, process)
-        self.context = SimContext(run.hub, process)
+        self.loop: Any = process.loop  # in the place of bus.loop.Loop
+        self.log = SimLog(run, process)
+        self.context: Any = SimContext(run.hub, process)
         self.status: Callable[[], dict[str, Any]] = dict
         self.on_drain: Callable[[], None] = lambda: None
         self.note: Callable[[dict[str, Any]], None] = lambda note: None
@@ -113,13 +114,28 @@ class SimRole:
     def connect(self, server: str, lane: str, hello: Any, on_peer: Any, on_message: Any) -> LaneClient:
         endpoint, context = self.runtime.endpoint(server, lane), self.context
         return LaneClient(
-            self.loop, context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message  # type: ignore[arg-type]
+            self.loop,
+            context,
+            self.log,
+            self.name,
+            self.generation,
+            endpoint,
+            hello,
+            on_peer,
+            on_message,
         )
 
     def serve(self, lane: str, on_peer: Any, on_message: Any) -> LaneServer:
         endpoint, context = self.runtime.endpoint(self.name, lane), self.context
         return LaneServer(
-            self.loop, context, self.log, self.name, self.generation, endpoint, on_peer, on_message  # type: ignore[arg-type]
+            self.loop,
+            context,
+            self.log,
+            self.name,
+            self.generation,
+            endpoint,
+            on_peer,
+            on_message,
         )
 
     def method(self, name: str, handler: Any) -> None:
@@ -214,7 +230,7 @@ class Run:
         kind = "Source" if name == "_source" else name
         original = getattr(module, kind)
 
-        class Kept(original):  # type: ignore[misc]
+        class Kept(original):  # type: ignore[misc, valid-type]
             def __init__(self, *args: Any) -> None:
                 made.append(self)
                 super().__init__(*args)
@@ -293,7 +309,9 @@ class Run:
             self.world.violate(
                 f"{what}: not within {limit_s:g} s; {workload.outstanding} outstanding, {self._busy()}; "
                 f"address {self.link.address}, "
-                + ", ".join(f"{p}{'' if p.alive else ' dead'}{' stopped' if p.stopped else ''}" for p in self.processes.values())
+                + ", ".join(
+                    f"{p}{'' if p.alive else ' dead'}{' stopped' if p.stopped else ''}" for p in self.processes.values()
+                )
             )
         if self.world.violation is not None:
             raise self.world.violation

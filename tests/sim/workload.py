@@ -12,9 +12,7 @@ from tests.sim.world import World
 class Workload:
     """`users` for each export; they go on until told to `stop`."""
 
-    def __init__(
-        self, world: World, driver: Driver, checker: Checker, disks: dict[int, Disk], users: int
-    ) -> None:
+    def __init__(self, world: World, driver: Driver, checker: Checker, disks: dict[int, Disk], users: int) -> None:
         self._world, self._driver, self._checker = world, driver, checker
         self._disks = disks  # by export id
         self._exports = {n: len(disk.bytes) // BLOCK for n, disk in disks.items()}  # their blocks
@@ -63,7 +61,9 @@ class Workload:
             most = 1.0
         self._world.soon(lambda: self._next(export_id), 1e-5, most)
 
-    def request(self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: Callable[[], None]) -> None:
+    def request(
+        self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: Callable[[], None]
+    ) -> None:
         checker, world = self._checker, self._world
         began, data, written = world.now, b"", []
         if op in (BlockOp.WRITE, BlockOp.DISCARD):
