@@ -27,6 +27,7 @@ class Faults:
             (6, self._stop_and_replace),
             (3, self._whole_side),
             (8, self._asleep_while_another_dies),
+            (5, self._host_silent),
         ]
         self._plan()
 
@@ -102,6 +103,15 @@ class Faults:
             two[0].stop()
             self._later(self._world.random.choice((0.02, 0.1, 0.3, 4.5, 9.0)), two[0].go_on)
             self._world.soon(lambda: two[1].finish("killed"), 0, 5e-3)
+
+    def _host_silent(self) -> None:
+        """The host answers nothing for so long that the gadget parks; it may come back, or something else happens."""
+        process = self._run.processes["host", "usb"]
+        if process.alive and not process.stopped:
+            process.stop()
+            self._later(self._world.random.choice((5.0, 9.0)), process.go_on)
+            then = self._world.random.choice((self._reset, self._cut, self._kill, lambda: None))
+            self._later(self._world.random.uniform(4.1, 4.9), then)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._open += 1
