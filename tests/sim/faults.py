@@ -106,8 +106,8 @@ class Faults:
 
     def _host_silent(self) -> None:
         """The host answers nothing for so long that the gadget parks; it may come back, or something else happens."""
-        process = self._run.processes["host", "usb"]
-        if process.alive and not process.stopped:
+        process = self._run.processes.get(("host", "usb"))
+        if process is not None and process.alive and not process.stopped:
             process.stop()
             self._later(self._world.random.choice((5.0, 9.0)), process.go_on)
             then = self._world.random.choice((self._reset, self._cut, self._kill, lambda: None))
