@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit e2e vm-shell lock clean
+.PHONY: help setup demo test lint unit sim e2e vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -33,9 +33,12 @@ lint: setup ## ruff, mypy --strict, and the import layers
 	timeout --foreground 300 $(RUN) -m mypy
 	timeout --foreground 120 $(VENV)/bin/lint-imports
 
-unit: setup ## unit tests on this machine
+unit: setup ## unit tests and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
-	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit
+	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim
+
+sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
+	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
 
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e

@@ -1,0 +1,128 @@
+"""What goes wrong in a run, and when. Every fault is drawn from the world's seed."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.sim.run import Run
+
+STATIC = (("gadget", "usb"), ("gadget", "session"), ("host", "usb"), ("host", "session"))
+
+
+class Faults:
+    """`count` faults, one or two at a time; `over` when the last one has happened and was healed by the models."""
+
+    def __init__(self, run: "Run", count: int, gap_s: float, stir: Callable[[], None]) -> None:
+        self._run, self._world, self._left, self._gap_s = run, run.world, count, gap_s
+        self.happened = 0
+        self.stir = stir  # told of each fault and each end of one
+        self._open = 0  # cables out, processes stopped
+        self._kinds: list[tuple[int, Callable[[], None]]] = [
+            (50, self._kill),
+            (20, self._kill_soon),
+            (10, self._kill_two),
+            (8, self._cut),
+            (6, self._reset),
+            (6, self._stop_short),
+            (6, self._stop_and_replace),
+            (3, self._whole_side),
+            (8, self._asleep_while_another_dies),
+            (5, self._host_silent),
+        ]
+        self._plan()
+
+    @property
+    def over(self) -> bool:
+        return self._left <= 0 and self._open == 0
+
+    def _plan(self) -> None:
+        if self._left > 0:
+            random = self._world.random
+            gap = random.choice((0.1, 1.0, 1.0, 4.0)) * self._gap_s
+            self._world.after(random.uniform(0, 2 * gap), self._one)
+
+    def _one(self) -> None:
+        self._left -= 1
+        self.happened += 1
+        weights = [weight for weight, _ in self._kinds]
+        kind = self._world.random.choices([call for _, call in self._kinds], weights)[0]
+        self._world.counts[f"fault {kind.__name__.strip('_')}"] += 1
+        self.stir()
+        kind()
+        self._plan()
+
+    # -- the kinds ---------------------------------------------------------------------------------------------------
+    def _kill(self) -> None:
+        for process in self._some(1):
+            self._world.say(f"FAULT kill {process}")
+            process.finish("killed")
+
+    def _kill_two(self) -> None:
+        for process in self._some(2):
+            self._world.say(f"FAULT kill {process}, of two")
+            process.finish("killed")
+
+    def _kill_soon(self) -> None:
+        for process in self._some(1):
+            process.kill_in = self._world.random.choice((1, 2, 3, 5, 8, 20))
+            self._world.say(f"FAULT {process} will be killed in {process.kill_in} effects")
+
+    def _whole_side(self) -> None:
+        side = self._world.random.choice(("gadget", "host"))
+        self._world.say(f"FAULT kill all of {side}")
+        self._run.kill_side(side)
+
+    def _cut(self) -> None:
+        link = self._run.link
+        if not link.cable:
+            return
+        link.plug(False)
+        self._later(self._world.random.choice((0.02, 0.2, 4.0)), lambda: link.plug(True))
+
+    def _reset(self) -> None:
+        self._world.say("FAULT port reset")
+        self._run.link.reset()
+
+    def _stop_short(self) -> None:
+        for process in self._some(1):
+            if not process.stopped:
+                process.stop()
+                self._later(self._world.random.choice((0.005, 0.2, 4.0)), process.go_on)
+
+    def _stop_and_replace(self) -> None:
+        """The watchdog finds it silent, and replaces it."""
+        for process in self._some(1):
+            if not process.stopped:
+                process.stop()
+                self._later(self._world.random.choice((0.2, 16.0)), lambda p=process: p.finish("replaced"))  # type: ignore[misc]
+
+    def _asleep_while_another_dies(self) -> None:
+        """One does not run for a moment; meanwhile its peer dies, and is there again when it wakes up."""
+        two = self._some(2)
+        if len(two) == 2 and not two[0].stopped:
+            two[0].stop()
+            self._later(self._world.random.choice((0.02, 0.1, 0.3, 4.5, 9.0)), two[0].go_on)
+            self._world.soon(lambda: two[1].finish("killed"), 0, 5e-3)
+
+    def _host_silent(self) -> None:
+        """The host answers nothing for so long that the gadget parks; it may come back, or something else happens."""
+        process = self._run.processes.get(("host", "usb"))
+        if process is not None and process.alive and not process.stopped:
+            process.stop()
+            self._later(self._world.random.choice((5.0, 9.0)), process.go_on)
+            then = self._world.random.choice((self._reset, self._cut, self._kill, lambda: None))
+            self._later(self._world.random.uniform(4.1, 4.9), then)
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
+        self._open += 1
+
+        def done() -> None:
+            self._open -= 1
+            self.stir()
+            call()
+
+        self._world.after(delay_s, done)
+
+    def _some(self, count: int) -> list:  # type: ignore[type-arg]
+        living = [p for p in self._run.processes.values() if p.alive]
+        return self._world.random.sample(living, min(count, len(living)))

@@ -1,0 +1,122 @@
+"""A source's file, and the threads that work on it.
+
+Copies pread, pwrite, fdatasync and hole punching of a regular file (tests/unit/test_host_source_live.py,
+tests/e2e/test_host_attachment.py::test_discard_frees_the_bytes). A killed source's threads may still finish what they
+were in while the process dies: the successor is forked only after that (the pidfd tells of the last thread).
+"""
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from common import limits
+from common.wire import Op
+from host.source.core import Job
+from tests.sim.world import World
+
+if TYPE_CHECKING:
+    pass
+
+
+class Disk:
+    """The bytes of one export: what a crash of the host would leave (`durable`), and what a reader sees."""
+
+    def __init__(self, world: World, size_bytes: int) -> None:
+        self.world = world
+        self.bytes = bytearray(size_bytes)
+        self.durable = bytes(size_bytes)
+        # A disk that is slow at times: what was begun before a fault may land long after it.
+        self.slow_share, self.slow_s = world.random.choice(((0.03, 20e-3), (0.2, 0.2), (0.1, 0.6)))
+
+
+class _NoMoreWork(BaseException):
+    """Ends the loop of a worker after one job."""
+
+
+class SimFile:
+    """host.source.file.SourceFile."""
+
+    disks: dict[str, Disk] = {}
+
+    def __init__(self, path: Any, record: Any, read_only: bool) -> None:
+        self.path, self.read_only, self.failed = path, read_only, None
+        self.disk = SimFile.disks[str(path)]
+
+    def do(self, job: Job, arena: memoryview) -> int:
+        start, end = job.file_offset, job.file_offset + job.size_bytes
+        self.disk.world.counts[f"source {job.op.name}"] += 1
+        if job.op is Op.READ:
+            arena[job.arena_offset : job.arena_offset + job.size_bytes] = self.disk.bytes[start:end]
+        elif job.op is Op.WRITE:
+            self.disk.bytes[start:end] = arena[job.arena_offset : job.arena_offset + job.size_bytes]
+        elif job.op is Op.DISCARD:
+            self.disk.bytes[start:end] = bytes(job.size_bytes)
+        elif job.op is Op.FLUSH:
+            self.disk.durable = bytes(self.disk.bytes)
+        else:
+            return errno.EINVAL
+        return 0
+
+
+class JobQueue:
+    """queue.SimpleQueue between a source's loop and its threads: each job runs later, a few at once."""
+
+    def __init__(self) -> None:
+        from tests.sim.run import here
+
+        process = here().current
+        assert process is not None
+        self._process = process
+        self._jobs: deque[Job] = deque()
+        self._next: Job | None = None
+        self.running = 0
+        self.work: Any = None  # Source._work, told by the Thread that replaces its threads
+
+    def put(self, job: Job) -> None:
+        self._jobs.append(job)
+        self._begin()
+
+    def _begin(self) -> None:
+        world = self._process.world
+        while self._jobs and self.running < limits.SOURCE_THREADS and self._process.alive:
+            job = self._jobs.popleft()
+            self.running += 1
+            disk = self.work.__self__._file.disk
+            most = disk.slow_s if world.random.random() < disk.slow_share else 1e-3
+            world.soon(lambda job=job: self._run(job), 20e-6, most)  # type: ignore[misc]
+
+    def _run(self, job: Job) -> None:
+        process, world = self._process, self._process.world
+        if process.stopped:
+            world.after(1e-3, lambda: self._run(job))
+            return
+        if not process.alive:
+            if process.dead or world.random.random() < 0.5:
+                return  # it had not come so far
+            world.counts["source job after kill"] += 1
+        self.running -= 1
+        self._next = job
+        before, world.current = world.current, process
+        try:
+            self.work()
+        except _NoMoreWork:
+            pass
+        finally:
+            world.current = before
+        self._begin()
+
+    def get(self) -> Job:
+        job, self._next = self._next, None
+        if job is None:
+            raise _NoMoreWork
+        return job
+
+
+class WorkerThread:
+    """threading.Thread of a source: its work is done by the JobQueue of the same process."""
+
+    def __init__(self, target: Any, name: str = "", daemon: bool = True) -> None:
+        self._target = target
+
+    def start(self) -> None:
+        self._target.__self__._jobs.work = self._target

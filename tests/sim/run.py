@@ -1,0 +1,451 @@
+"""One run: both sides put together from the product's own roles, a workload, faults, and what must hold at the end."""
+
+import contextlib
+import importlib
+import mmap
+import os
+import select
+from collections.abc import Callable, Iterator
+from ctypes import addressof, c_char
+from types import SimpleNamespace
+from typing import Any
+
+import gadget.usb.core
+import host.session.core
+from bus.lane import LaneClient, LaneServer
+from common.errors import Gone
+from common.wire import ExportRecord
+from gadget.session.core import export_name
+from gadget.session.state import Device, State
+from gadget.ublk.mark import export_of
+from tests.sim import ends, model_source, model_ublk
+from tests.sim.checker import BLOCK, Checker
+from tests.sim.faults import Faults
+from tests.sim.model_bus import Hub, SimContext
+from tests.sim.model_link import Link
+from tests.sim.model_source import Disk, SimFile
+from tests.sim.processes import Process, SimThread
+from tests.sim.workload import Workload
+from tests.sim.world import World
+
+INSTANCE = "sim"
+EXPORTS = {0xA1: 24, 0xB2: 16}  # export id to blocks
+MAX_IO = 8 * BLOCK
+REST_S = 120.0  # after the last fault everything is at rest within this
+_runs: list["Run"] = []
+
+
+def here() -> "Run":
+    """The run that is going on."""
+    return _runs[-1]
+
+
+class SimLog:
+    """common.log.Log into the trace."""
+
+    def __init__(self, run: "Run", process: Process) -> None:
+        self._run, self._process = run, process
+
+    def _say(self, text: str) -> None:
+        self._run.world.say(f"{self._process}: {text}")
+
+    debug = info = warning = error = _say
+
+
+class SimArena:
+    """bus.arena.Arena: memory both processes map. Nothing is ever unmapped, so that a late transfer can be seen."""
+
+    def __init__(self, memory: mmap.mmap, generation: int) -> None:
+        self.generation, self.size_bytes, self.locked = generation, len(memory), True
+        self.memory = memoryview(memory)
+        self.address = addressof(c_char.from_buffer(memory))
+
+    @staticmethod
+    def create(runtime: "SimRuntime", owner: str, generation: int, size_bytes: int) -> "SimArena":
+        run = here()
+        run.current_process.effect("arena create")
+        for key in [k for k in run.arenas if k[:2] == (runtime.side, owner)]:
+            del run.arenas[key]
+        memory = mmap.mmap(-1, size_bytes)
+        run.world.memory.append(memory)
+        run.arenas[runtime.side, owner, generation] = memory
+        return SimArena(memory, generation)
+
+    @staticmethod
+    def attach(runtime: "SimRuntime", owner: str, generation: int) -> "SimArena":
+        memory = here().arenas.get((runtime.side, owner, generation))
+        if memory is None:
+            raise Gone(f"arena {owner}@{generation}: its owner was replaced")
+        return SimArena(memory, generation)
+
+
+class SimRuntime:
+    """bus.runtime.Runtime: names."""
+
+    instance = INSTANCE
+    root = "/sim"
+
+    def __init__(self, side: str) -> None:
+        self.side = side
+
+    def endpoint(self, role: str, lane: str) -> str:
+        return f"{self.side}/{role}.{lane}"
+
+    def state_path(self) -> str:
+        return f"{self.side}/state"
+
+
+class SimRole:
+    """bus.role.Role, with the supervisor of the run as its watchdog. The lanes are the product's."""
+
+    def __init__(self, run: "Run", process: Process, args: dict[str, Any], fds: dict[str, int]) -> None:
+        self._run, self._process = run, process
+        self.runtime, self.name, self.generation = SimRuntime(process.side), process.role, process.generation
+        self.args, self.birth = args, SimpleNamespace(fds=fds)
+        self.loop: Any = process.loop  # in the place of bus.loop.Loop
+        self.log = SimLog(run, process)
+        self.context: Any = SimContext(run.hub, process)
+        self.status: Callable[[], dict[str, Any]] = dict
+        self.on_drain: Callable[[], None] = lambda: None
+        self.note: Callable[[dict[str, Any]], None] = lambda note: None
+        self.introduce: Callable[[], None] = lambda: None
+        self.is_ready = False
+
+    def connect(self, server: str, lane: str, hello: Any, on_peer: Any, on_message: Any) -> LaneClient:
+        endpoint, context = self.runtime.endpoint(server, lane), self.context
+        return LaneClient(
+            self.loop,
+            context,
+            self.log,
+            self.name,
+            self.generation,
+            endpoint,
+            hello,
+            on_peer,
+            on_message,
+        )
+
+    def serve(self, lane: str, on_peer: Any, on_message: Any) -> LaneServer:
+        endpoint, context = self.runtime.endpoint(self.name, lane), self.context
+        return LaneServer(
+            self.loop,
+            context,
+            self.log,
+            self.name,
+            self.generation,
+            endpoint,
+            on_peer,
+            on_message,
+        )
+
+    def method(self, name: str, handler: Any) -> None:
+        return None
+
+    def ready(self) -> None:
+        self.is_ready = True
+
+    def on_watchdog(self, introduce: Callable[[], None], note: Callable[[dict[str, Any]], None]) -> None:
+        self.introduce, self.note = introduce, note
+        self._run.world.soon(lambda: self.loop.post(introduce))
+
+    def tell_watchdog(self, note: dict[str, Any]) -> None:
+        self._process.effect("tell watchdog")
+        self._run.from_role(self, self._process, note)
+
+
+class Run:
+    """Both sides under `seed`. `execute` raises Violation."""
+
+    def __init__(self, seed: int, requests: int = 60, faults: int = 8) -> None:
+        self.world = World(seed)
+        self.v0 = self.world.random.random() < 0.4
+        self.hub, self.link = Hub(), Link(self.world, self.v0)
+        self.driver = model_ublk.Driver(self.world)
+        self.arenas: dict[tuple[str, str, int], mmap.mmap] = {}
+        self.files: dict[str, bytes] = {}  # state files
+        self.store: dict[str, dict[str, int]] = {}
+        self.notes: dict[int, Any] = {}
+        self.mounted: Any = None
+        self.processes: dict[tuple[str, str], Process] = {}
+        self.roles: dict[tuple[str, str], SimRole] = {}
+        self.shells: dict[tuple[str, str], Any] = {}
+        self.wanted: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        self.disks = {f"disk{n:x}": Disk(self.world, blocks * BLOCK) for n, blocks in EXPORTS.items()}
+        self.checker = Checker(self.world)
+        self._requests, self._faults = requests, faults
+
+    @property
+    def current(self) -> Process | None:
+        return self.world.current
+
+    @property
+    def current_process(self) -> Process:
+        assert self.world.current is not None
+        return self.world.current
+
+    # -- the supervisor ----------------------------------------------------------------------------------------------
+    def _want(self) -> None:
+        exports = [
+            {"export_id": n, "block_size": BLOCK, "size_bytes": blocks * BLOCK, "name": f"{n:x}", "read_only": False}
+            for n, blocks in EXPORTS.items()
+        ]
+        self.wanted = {
+            ("gadget", "usb"): ("gadget.usb.role", {}),
+            ("gadget", "session"): ("gadget.session.role", {"queue_depth": 6, "max_io_bytes": MAX_IO}),
+            ("host", "usb"): ("host.usb.role", {}),
+            ("host", "session"): ("host.session.role", {"exports": exports}),
+        }
+        for export in exports:
+            args = {**export, "path": f"disk{export['export_id']:x}"}
+            self.wanted["host", f"source.{export['name']}"] = ("host.source.role", args)
+
+    def start(self, side: str, role: str) -> None:
+        """A new incarnation, if one is wanted and none lives."""
+        old = self.processes.get((side, role))
+        if (side, role) not in self.wanted or (old is not None and not old.dead):
+            return
+        entry, args = self.wanted[side, role]
+        process = Process(self.world, side, role, self.world.new_generation())
+        self.processes[side, role] = process
+        process.died = lambda why: self._again(side, role)
+        process.on_death.append(lambda: self._count_death(process))
+        sim_role = SimRole(self, process, args, self.store.get(role, {}) if side == "gadget" else {})
+        self.roles[side, role] = sim_role
+        self.world.say(f"{process} is born")
+        self.world.counts["births"] += 1
+        self.shells.pop((side, role), None)
+        module = importlib.import_module(entry)
+        name = {"source": "_source", "queue": "Queue"}.get(role.split(".")[0]) or role.capitalize()
+
+        def begin() -> None:
+            self.shells[side, role] = self._shell(module, name, sim_role)
+            process.wake()
+
+        process.do(begin)
+
+    @staticmethod
+    def _shell(module: Any, name: str, role: SimRole) -> Any:
+        """What the module's `start` does, and the object it makes."""
+        made: list[Any] = []
+        kind = "Source" if name == "_source" else name
+        original = getattr(module, kind)
+
+        class Kept(original):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any) -> None:
+                made.append(self)
+                super().__init__(*args)
+
+        Kept.__name__ = kind
+        setattr(module, kind, Kept)
+        try:
+            module.start(role)
+        finally:
+            setattr(module, kind, original)
+        return made[0]
+
+    def _count_death(self, process: Process) -> None:
+        """For the table of what was covered: who died in which state of the link, with or without I/O under way."""
+        usb, session = self.shells.get(("gadget", "usb")), self.shells.get(("host", "session"))
+        gadget = usb._core.link.name.lower() if usb is not None else "not there"
+        host = session._core.state.name.lower() if session is not None else "not there"
+        busy = "busy" if self.driver.in_flight() else "idle"
+        role = process.role.split(".")[0]
+        self.world.counts[f"death of {process.side} {role}: gadget {gadget}, host {host}, {busy}"] += 1
+
+    def _again(self, side: str, role: str) -> None:
+        self.world.soon(lambda: self.start(side, role), 1e-3, 80e-3)
+
+    def from_role(self, role: SimRole, process: Process, note: dict[str, Any]) -> None:
+        if note["note"] == "want":
+            for item in note["roles"]:
+                key = ("gadget", item["role"])
+                if key not in self.wanted:
+                    self.wanted[key] = (item["entry"], item["args"])
+                    self._again(*key)
+        elif note["note"] == "job":
+            done = {"note": "job_done", "function": note["function"], "ok": True, "reason": ""}
+            self.world.soon(lambda: process.loop.post(lambda: role.note(done)), 1e-3, 30e-3)
+
+    def kill_side(self, side: str) -> None:
+        if side == "gadget":
+            for fds in self.store.values():
+                self.link.functions[fds["ep0"]][0].release("store")
+            self.store.clear()
+        for process in list(self.processes.values()):
+            if process.side == side:
+                process.finish("killed with its side")
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+    def execute(self) -> None:
+        with substituted(self):
+            try:
+                self._want()
+                for side, role in list(self.wanted):
+                    self._again(side, role)
+                disks = {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
+                workload = Workload(self.world, self.driver, self.checker, disks, 4)
+                if self.world.random.random() < 0.7:  # else the faults begin while all is starting
+                    self._until(lambda: workload.completed >= self._requests, REST_S, "the first requests", workload)
+                faults = Faults(self, self._faults, 0.04, workload.stir)
+                self._until(lambda: faults.over, 600.0, "the faults to be over", workload)
+                for process in self.processes.values():
+                    process.kill_in = None
+                self._until(
+                    lambda: workload.completed >= self._requests, REST_S, "requests to be completed again", workload
+                )
+                workload.stop()
+                self._until(lambda: workload.done, REST_S, "every request to be completed", workload)
+                workload.read_all()
+                self._until(lambda: workload.outstanding == 0, REST_S, "the last reads", workload)
+                self._until(lambda: not self._busy(), 30.0, "everything to be at rest", workload)
+                self._disks_are_as_read()
+            finally:
+                for process in self.processes.values():
+                    process.alive = False
+                    process.threads_end()
+
+    def _until(self, until: Callable[[], bool], limit_s: float, what: str, workload: Workload) -> None:
+        if not self.world.run(until, limit_s):
+            self.world.violate(
+                f"{what}: not within {limit_s:g} s; {workload.outstanding} outstanding, {self._busy()}; "
+                f"address {self.link.address}, "
+                + ", ".join(
+                    f"{p}{'' if p.alive else ' dead'}{' stopped' if p.stopped else ''}" for p in self.processes.values()
+                )
+            )
+        if self.world.violation is not None:
+            raise self.world.violation
+
+    def _busy(self) -> str:
+        """What is not given back; empty if everything is."""
+        left = []
+        if self.driver.in_flight():
+            left.append(f"{self.driver.in_flight()} in the block layer")
+        for (side, role), shell in self.shells.items():
+            core = getattr(shell, "_core", None)
+            if core is None:
+                continue
+            if role == "usb" and side == "gadget":
+                left += [f"gadget usb {n}: {c}" for n, c in core.counts().items() if any(c)]
+            elif role == "usb":
+                for name, counts in core.counts().items():
+                    if any(counts.values()):
+                        left.append(f"host usb {name}: {counts}")
+            elif role.startswith("source") and (core.running or core.waiting):
+                left.append(f"{role}: {core.running} running, {core.waiting} waiting")
+            elif role.startswith("queue") and core.in_flight:
+                left.append(f"{role}: {core.in_flight} in flight")
+        return "; ".join(left)
+
+    def _disks_are_as_read(self) -> None:
+        for export_id, blocks in EXPORTS.items():
+            disk = self.disks[f"disk{export_id:x}"]
+            for lba in range(blocks):
+                self.checker.read_ended(
+                    export_id, lba, self.world.now, bytes(disk.bytes[lba * BLOCK : (lba + 1) * BLOCK])
+                )
+        if self.world.violation is not None:
+            raise self.world.violation
+
+    # -- the gadget's kernel as the session sees it ------------------------------------------------------------------
+    def devices_of(self, instance: str) -> tuple[Device, ...]:
+        found = []
+        for number, device in self.driver.devices.items():
+            export_id = export_of(device.mark, instance)
+            if export_id is not None and device.params is not None:
+                record = ExportRecord(export_id, device.params.block_size, device.params.size_bytes)
+                found.append(Device(export_name(record), record, number))
+        return tuple(found)
+
+    def load(self, path: str) -> State | None:
+        data = self.files.get(path)
+        return None if data is None else State.decode(data)
+
+    def save(self, path: str, state: State) -> None:
+        self.current_process.effect("state save")
+        self.files[path] = state.encode()
+
+
+_QUEUE, _GUSB, _HUSB = "gadget.ublk.role", "gadget.usb.role", "host.usb.role"
+
+
+@contextlib.contextmanager
+def substituted(run: Run) -> Iterator[None]:
+    """The models in the places of what they model, for one run."""
+    model_ublk.Control.driver = run.driver
+    SimFile.disks = run.disks
+    random = SimpleNamespace(randbits=run.world.random.getrandbits)
+    pids = SimpleNamespace(getpid=lambda: run.current_process.pid, strerror=os.strerror)
+    table: list[tuple[str, str, Any]] = [
+        (_QUEUE, "Control", model_ublk.Control),
+        (_QUEUE, "QueueDevice", model_ublk.QueueDevice),
+        (_QUEUE, "Arena", SimArena),
+        (_QUEUE, "threading", SimpleNamespace(Thread=SimThread)),
+        ("gadget.session.role", "devices_of", run.devices_of),
+        ("gadget.session.role", "ublk_ids", lambda: frozenset(run.driver.devices)),
+        ("gadget.session.role", "load", run.load),
+        ("gadget.session.role", "save", run.save),
+        ("gadget.session.role", "secrets", random),
+        (_GUSB, "Arena", SimArena),
+        (_GUSB, "Keeping", ends.Keeping),
+        (_GUSB, "tree_of", lambda runtime, args, controller="": ends.GadgetTree()),
+        (_GUSB, "udc", SimpleNamespace(choose=lambda wanted: "sim")),
+        ("gadget.usb.transport", "AioContext", ends.AioContext),
+        ("gadget.usb.transport", "Ep0", ends.Ep0),
+        ("gadget.usb.transport", "open_file", ends.open_file),
+        ("gadget.usb.transport", "PeerNote", ends.PeerNote),
+        ("gadget.usb.kept", "PeerNote", ends.PeerNote),
+        ("gadget.usb.transport", "select", SimpleNamespace(poll=ends.Poll, POLLIN=select.POLLIN)),
+        (
+            "gadget.usb.transport",
+            "udc",
+            SimpleNamespace(
+                speed=lambda name: "high-speed",
+                state=lambda name: "configured" if run.link.configured else "not attached",
+            ),
+        ),
+        ("gadget.usb.endpoint", "os", SimpleNamespace(read=ends.halting_read)),
+        (_HUSB, "Arena", SimArena),
+        (_HUSB, "library", SimpleNamespace(require=lambda: None)),
+        ("host.usb.attachment", "Thread", SimThread),
+        ("host.usb.attachment", "secrets", random),
+        ("host.usb.device", "UsbFs", ends.UsbFs),
+        ("host.usb.device", "_describe", ends.describe),
+        ("host.session.role", "find", ends.find),
+        ("host.session.role", "Uevents", ends.Uevents),
+        ("host.session.role", "os", pids),
+        ("host.session.role", "boot_id", lambda: bytes(range(16))),
+        ("host.source.role", "Arena", SimArena),
+        ("host.source.role", "Thread", model_source.WorkerThread),
+        ("host.source.role", "SimpleQueue", model_source.JobQueue),
+        ("host.source.role", "SourceFile", SimFile),
+        ("gadget.usb.role", "UsbCore", _counting(run, gadget.usb.core.UsbCore, "link")),
+        ("host.session.role", "SessionCore", _counting(run, host.session.core.SessionCore, "state")),
+        ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),
+        ("common.limits", "TRANSFER_BYTES", 2048),
+    ]
+    before = []
+    for module_name, name, value in table:
+        module = importlib.import_module(module_name)
+        before.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+    _runs.append(run)
+    try:
+        yield
+    finally:
+        _runs.pop()
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def _counting(run: Run, core: Any, state: str) -> Any:
+    """The same core, each of whose transitions is counted."""
+
+    class Counted(core):  # type: ignore[misc]
+        def on(self, event: Any) -> Any:
+            before = getattr(self, state)
+            steps = super().on(event)
+            run.world.counts[f"transition {type(before).__module__} {before.name} {event.name}"] += 1
+            return steps
+
+    return Counted

@@ -1,0 +1,108 @@
+"""Users of the two block devices: a few at a time, each with one request outstanding, reading what they may."""
+
+from collections.abc import Callable
+
+from gadget.ublk.abi import BlockOp, DeviceState
+from tests.sim.checker import BLOCK, Checker, content
+from tests.sim.model_source import Disk
+from tests.sim.model_ublk import Bio, Driver
+from tests.sim.world import World
+
+
+class Workload:
+    """`users` for each export; they go on until told to `stop`."""
+
+    def __init__(self, world: World, driver: Driver, checker: Checker, disks: dict[int, Disk], users: int) -> None:
+        self._world, self._driver, self._checker = world, driver, checker
+        self._disks = disks  # by export id
+        self._exports = {n: len(disk.bytes) // BLOCK for n, disk in disks.items()}  # their blocks
+        self._going = True
+        self.outstanding = 0
+        self.completed = 0
+        self._stirred = 0  # `completed` when something went wrong last
+        for export_id in disks:
+            for _ in range(users):
+                world.soon(lambda export_id=export_id: self._next(export_id), 0, 1e-3)  # type: ignore[misc]
+
+    @property
+    def done(self) -> bool:
+        return not self._going and self.outstanding == 0
+
+    def stop(self) -> None:
+        """Begin nothing new."""
+        self._going = False
+
+    def stir(self) -> None:
+        """Something goes wrong now: be busy for a while. Between far faults nothing is learned by being busy."""
+        self._stirred = self.completed
+
+    def device(self, export_id: int) -> int | None:
+        for number, device in self._driver.devices.items():
+            if device.mark & 0xFFFFFFFF == export_id and device.state is not DeviceState.DEAD:
+                return number
+        return None
+
+    def _next(self, export_id: int) -> None:
+        if not self._going:
+            return
+        number = self.device(export_id)
+        if number is None:
+            self._world.after(5e-3, lambda: self._next(export_id))
+            return
+        random = self._world.random
+        blocks = random.choice((1, 1, 2, 4, 8))
+        lba = random.randrange(self._exports[export_id] - blocks + 1)
+        op = random.choices((BlockOp.WRITE, BlockOp.READ, BlockOp.FLUSH, BlockOp.DISCARD), (50, 40, 6, 4))[0]
+        self.request(number, export_id, op, lba, blocks, lambda: self._pause(export_id))
+
+    def _pause(self, export_id: int) -> None:
+        most = 100e-3 if self._world.random.random() < 0.1 else 2e-3
+        if self.completed > self._stirred + 60:
+            most = 1.0
+        self._world.soon(lambda: self._next(export_id), 1e-5, most)
+
+    def request(
+        self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: Callable[[], None]
+    ) -> None:
+        checker, world = self._checker, self._world
+        began, data, written = world.now, b"", []
+        if op in (BlockOp.WRITE, BlockOp.DISCARD):
+            version = checker.new_version() if op is BlockOp.WRITE else 0
+            written = [checker.write_begins(export_id, n, version) for n in range(lba, lba + blocks)]
+            if op is BlockOp.WRITE:
+                data = b"".join(content(export_id, n, version) for n in range(lba, lba + blocks))
+        self.outstanding += 1
+        name = f"{op.name} {export_id}:{lba}+{blocks}"
+        world.say(f"user: {name}{f' version {version}' if written else ''}")
+
+        def ended(result: int, got: bytes) -> None:
+            self.outstanding -= 1
+            self.completed += 1
+            world.say(f"user: {name} ended with {result}")
+            if result < 0:
+                world.violate(f"{name} failed with {-result}")
+                return
+            for item in written:
+                item.ended = world.now
+            if op is BlockOp.FLUSH:
+                durable = self._disks[export_id].durable
+                for index in range(self._exports[export_id]):
+                    piece = durable[index * BLOCK : (index + 1) * BLOCK]
+                    checker.read_ended(export_id, index, began, piece, "what a crash leaves after a FLUSH")
+            if op is BlockOp.READ:
+                for index in range(blocks):
+                    piece = got[index * BLOCK : (index + 1) * BLOCK]
+                    checker.read_ended(export_id, lba + index, began, piece)
+            then()
+
+        if op is BlockOp.FLUSH:
+            lba, blocks = 0, 0
+        self._driver.submit(number, Bio(op, lba, blocks, data, ended))
+
+    def read_all(self) -> None:
+        """The last look: every block, one after the other."""
+        for export_id, blocks in self._exports.items():
+            number = self.device(export_id)
+            assert number is not None
+            for lba in range(0, blocks, 4):
+                self.request(number, export_id, BlockOp.READ, lba, 4, lambda: None)
