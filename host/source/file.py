@@ -10,10 +10,12 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from threading import Lock
 
 from common.errors import Exit, Refused
 from common.wire import ExportRecord, Op
 from host.source.core import Job
+from host.source.latch import Latch
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # FALLOC_FL_*, linux/falloc.h
 
@@ -25,13 +27,13 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 class SourceFile:
     """The open file. Its lock lasts as long as this process, so that nobody else serves it meanwhile."""
 
-    def __init__(self, path: Path, record: ExportRecord, read_only: bool) -> None:
+    def __init__(self, path: Path, record: ExportRecord, read_only: bool, latch: Latch) -> None:
         """Open and lock. Refused: (busy) if another process serves it, (bad input) if it is not what was announced.
 
         OSError of open(2) otherwise: ENOENT, EACCES; EBUSY for a block device that is mounted or held.
         """
         self.path, self.read_only = path, read_only
-        self.failed: str | None = None  # why nothing may be written any more
+        self._latch, self._flushing = latch, Lock()
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise Refused(f"{path}: neither a file nor a block device: give a disk image")
@@ -59,6 +61,11 @@ class SourceFile:
                 f"{self.path}: has {size_bytes} bytes, but {record.size_bytes} were announced: "
                 "it was changed: serve it anew, as another disk"
             )
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing may be written any more."""
+        return self._latch.reason
 
     def close(self) -> None:
         os.close(self._fd)
@@ -99,17 +106,19 @@ class SourceFile:
     def _flush(self) -> int:
         """A FLUSH covers the writes completed before it was sent, and those have returned: nothing to order.
 
-        After a failed fdatasync the kernel may have dropped the dirty pages and marked them clean, so the next one
-        would succeed and lie. The failure is latched for the life of this process; a record on disk that a successor
-        reads before it serves is still to come, until then a restart of the role forgets it.
+        One at a time: of two fdatasyncs at once on one descriptor the kernel tells only the first of an error, and the
+        second would be acknowledged although its writes are gone. host.source.latch says why a failure is for good.
         """
-        try:
-            if not self.read_only:
-                os.fdatasync(self._fd)
-            return 0
-        except OSError as error:
-            self.failed = f"fdatasync: {error.strerror}: acknowledged writes may be lost"
-            return error.errno or errno.EIO
+        with self._flushing:
+            if self.failed is not None:
+                return errno.EIO
+            try:
+                if not self.read_only:
+                    os.fdatasync(self._fd)
+                return 0
+            except OSError as error:
+                self._latch.set(f"fdatasync: {error.strerror}: acknowledged writes may be lost")
+                return error.errno or errno.EIO
 
     def _discard(self, job: Job) -> int:
         """EOPNOTSUPP where the file system has no holes."""

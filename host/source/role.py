@@ -18,6 +18,7 @@ from common.errors import Gone, Refused, RoleExit, WireError
 from common.wire import ExportRecord
 from host.source.core import Action, Complete, Job, SourceCore
 from host.source.file import SourceFile
+from host.source.latch import Latch
 
 
 class Source:
@@ -133,7 +134,7 @@ def start(role: Role) -> None:
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"{role.name}: its arguments are not a source's: {type(error).__name__}: {error}") from None
     try:
-        file = SourceFile(path, record, read_only)
+        file = SourceFile(path, record, read_only, Latch.of(role.runtime, record.export_id))
     except (FileNotFoundError, PermissionError) as error:
         raise Refused(f"{path}: {error.strerror}: check the path and its permissions") from None
     Source(role, record, file)

@@ -5,7 +5,9 @@ import errno
 import fcntl
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from common.errors import Exit, Refused, WireError
 from common.wire import ExportRecord, Op
 from host.source.core import Action, Complete, Job, SourceCore, Unmap
 from host.source.file import SourceFile
+from host.source.latch import Latch
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -154,9 +157,13 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def open_file(path: Path, read_only: bool) -> SourceFile:
+    return SourceFile(path, RECORD, read_only, Latch(path.parent / f".{path.name}.failed" / "latch"))
+
+
 @pytest.fixture
 def opened(image: Path) -> Iterator[SourceFile]:
-    file = SourceFile(image, RECORD, False)
+    file = open_file(image, False)
     yield file
     file.close()
 
@@ -198,7 +205,7 @@ def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: SourceFile, image
 
 
 def test_read_only_source_reads_and_refuses_to_write(image: Path) -> None:
-    file = SourceFile(image, RECORD, True)
+    file = open_file(image, True)
     arena = memoryview(bytearray(ARENA))
     assert file.do(job(Op.READ), arena) == 0
     assert file.do(job(Op.WRITE), arena) == errno.EROFS
@@ -224,6 +231,55 @@ def test_failed_fdatasync_is_told_and_latches_the_export(
     assert opened.do(job(Op.READ), arena) == 0, "what is there can still be read"
 
 
+def test_failure_is_recorded_before_it_is_answered_and_a_successor_never_flushes_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = open_file(image, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
+        assert file.do(job(Op.FLUSH), memoryview(b"")) == errno.ENOSPC
+    file.close()
+    successor = open_file(image, False)  # the kernel would tell it nothing: its fdatasync succeeds
+    arena = memoryview(bytearray(ARENA))
+    assert [successor.do(job(op), arena) for op in (Op.FLUSH, Op.WRITE, Op.DISCARD)] == [errno.EIO] * 3
+    assert successor.do(job(Op.READ), arena) == 0
+    assert successor.failed == "fdatasync: No space left on device: acknowledged writes may be lost"
+    successor.close()
+
+
+def test_of_two_flushes_at_once_the_second_fails_with_the_first(
+    opened: SourceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go, calls = threading.Event(), threading.Event(), []
+
+    def first_fails(fd: int) -> None:  # as the kernel does: an error is told once to each descriptor
+        calls.append(fd)
+        if len(calls) == 1:
+            inside.set()
+            assert go.wait(10), "the test never let the first fdatasync go"
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", first_fails)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(opened.do, job(Op.FLUSH), memoryview(b""))
+        assert inside.wait(10), "the first FLUSH never reached fdatasync"
+        second = pool.submit(opened.do, job(Op.FLUSH), memoryview(b""))
+        assert not wait([second], timeout=0.2).done, "the second waits for the first"
+        go.set()
+        assert (first.result(10), second.result(10)) == (errno.EIO, errno.EIO)
+    assert len(calls) == 1
+
+
+def test_record_of_a_failure_cut_short_by_a_kill_is_still_a_failure(tmp_path: Path) -> None:
+    latch = Latch(tmp_path / "failed" / "one")
+    assert latch.reason is None and (tmp_path / "failed" / "one").stat().st_size == 4096
+    with open(tmp_path / "failed" / "one", "r+b") as file:
+        file.write(b"f")
+    assert Latch(tmp_path / "failed" / "one").reason == "f"
+
+
 def test_full_file_system_is_told_enospc_and_reads_go_on(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
@@ -236,7 +292,7 @@ def test_full_file_system_is_told_enospc_and_reads_go_on(tmp_path: Path) -> None
         image = mount / "disk.img"
         image.touch()
         os.truncate(image, SIZE)
-        file = SourceFile(image, RECORD, False)
+        file = open_file(image, False)
         arena = memoryview(bytearray(ARENA))
         assert file.do(job(Op.WRITE, 0, 8), arena) == 0
         assert file.do(job(Op.WRITE, 16, 48), arena) == errno.ENOSPC
@@ -257,14 +313,14 @@ def test_file_served_by_another_process_is_refused_as_busy(image: Path) -> None:
         other.stdout.readline()
         for read_only in (False, True):
             with pytest.raises(Refused, match="already served") as refused:
-                SourceFile(image, RECORD, read_only)
+                open_file(image, read_only)
             assert refused.value.status is Exit.BUSY
         other.stdin.close()
-    SourceFile(image, RECORD, False).close()
+    open_file(image, False).close()
 
 
 def test_file_may_be_served_read_only_twice(image: Path) -> None:
-    one, two = SourceFile(image, RECORD, True), SourceFile(image, RECORD, True)
+    one, two = open_file(image, True), open_file(image, True)
     with open(image, "r+b") as writer, pytest.raises(BlockingIOError):
         fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
     one.close()
@@ -274,14 +330,14 @@ def test_file_may_be_served_read_only_twice(image: Path) -> None:
 def test_file_of_another_size_than_announced_is_refused(image: Path) -> None:
     os.truncate(image, SIZE - 1)
     with pytest.raises(Refused, match="has 262143 bytes, but 262144 were announced"):
-        SourceFile(image, RECORD, False)
+        open_file(image, False)
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="neither a file nor a block device"):
-        SourceFile(tmp_path, RECORD, False)
+        open_file(tmp_path, False)
 
 
 def test_missing_file_is_enoent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        SourceFile(tmp_path / "none", RECORD, False)
+        open_file(tmp_path / "none", False)
