@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from common.errors import Exit, Refused, WireError
 from common.wire import ExportRecord, Op
 from host.source.core import Action, Complete, Job, SourceCore, Unmap
-from host.source.file import SourceFile
+from host.source.executor import Executor
+from host.source.file import open_path
 from host.source.latch import Latch
+from host.source.role import check
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -157,22 +159,24 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def open_file(path: Path, read_only: bool) -> SourceFile:
-    return SourceFile(path, RECORD, read_only, Latch(path.parent / f".{path.name}.failed" / "latch"))
+def open_file(path: Path, read_only: bool) -> Executor:
+    source = open_path(path, read_only)
+    check(source, str(path), RECORD)
+    return Executor(source, Latch(path.parent / f".{path.name}.failed" / "latch"))
 
 
 @pytest.fixture
-def opened(image: Path) -> Iterator[SourceFile]:
+def opened(image: Path) -> Iterator[Executor]:
     file = open_file(image, False)
     yield file
-    file.close()
+    file.source.close()
 
 
 def job(op: Op, block: int = 0, blocks: int = 1, arena_offset: int = 0) -> Job:
     return Job(1, 1, op, arena_offset, block * BLOCK, blocks * BLOCK)
 
 
-def test_write_then_read_moves_exactly_the_bytes_meant(opened: SourceFile, image: Path) -> None:
+def test_write_then_read_moves_exactly_the_bytes_meant(opened: Executor, image: Path) -> None:
     arena = memoryview(bytearray(os.urandom(ARENA)))
     before = image.read_bytes()
     assert opened.do(job(Op.WRITE, 3, 2, arena_offset=8192), arena) == 0
@@ -183,11 +187,11 @@ def test_write_then_read_moves_exactly_the_bytes_meant(opened: SourceFile, image
     assert bytes(back) == bytes(4096) + want + bytes(ARENA - 4096 - SIZE)
 
 
-def test_flush_of_a_file_succeeds(opened: SourceFile) -> None:
+def test_flush_of_a_file_succeeds(opened: Executor) -> None:
     assert opened.do(job(Op.FLUSH), memoryview(b"")) == 0
 
 
-def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: SourceFile, image: Path) -> None:
+def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: Executor, image: Path) -> None:
     status = opened.do(job(Op.DISCARD, 4, 4), memoryview(b""))
     if status == errno.EOPNOTSUPP:
         pytest.skip("this file system has no holes (fallocate: EOPNOTSUPP)")
@@ -196,7 +200,7 @@ def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: So
     assert image.stat().st_size == SIZE
 
 
-def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: SourceFile, image: Path) -> None:
+def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: Executor, image: Path) -> None:
     os.truncate(image, 10 * BLOCK + 100)
     arena = memoryview(bytearray(ARENA))
     assert opened.do(job(Op.READ, 9, 1), arena) == 0
@@ -211,11 +215,11 @@ def test_read_only_source_reads_and_refuses_to_write(image: Path) -> None:
     assert file.do(job(Op.WRITE), arena) == errno.EROFS
     assert file.do(job(Op.DISCARD), arena) == errno.EROFS
     assert file.do(job(Op.FLUSH), arena) == 0
-    file.close()
+    file.source.close()
 
 
 def test_failed_fdatasync_is_told_and_latches_the_export(
-    opened: SourceFile, image: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Executor, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -224,7 +228,7 @@ def test_failed_fdatasync_is_told_and_latches_the_export(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fails)
         assert opened.do(job(Op.FLUSH), arena) == errno.EIO
-    assert opened.failed is not None and opened.failed.startswith("fdatasync: Input/output error")
+    assert opened.failed is not None and opened.failed.startswith("flush: Input/output error")
     before = image.read_bytes()
     assert [opened.do(job(op), arena) for op in (Op.FLUSH, Op.WRITE, Op.DISCARD)] == [errno.EIO] * 3
     assert image.read_bytes() == before
@@ -240,17 +244,17 @@ def test_failure_is_recorded_before_it_is_answered_and_a_successor_never_flushes
             os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
         )
         assert file.do(job(Op.FLUSH), memoryview(b"")) == errno.ENOSPC
-    file.close()
+    file.source.close()
     successor = open_file(image, False)  # the kernel would tell it nothing: its fdatasync succeeds
     arena = memoryview(bytearray(ARENA))
     assert [successor.do(job(op), arena) for op in (Op.FLUSH, Op.WRITE, Op.DISCARD)] == [errno.EIO] * 3
     assert successor.do(job(Op.READ), arena) == 0
-    assert successor.failed == "fdatasync: No space left on device: acknowledged writes may be lost"
-    successor.close()
+    assert successor.failed == "flush: No space left on device: acknowledged writes may be lost"
+    successor.source.close()
 
 
 def test_of_two_flushes_at_once_the_second_fails_with_the_first(
-    opened: SourceFile, monkeypatch: pytest.MonkeyPatch
+    opened: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, go, calls = threading.Event(), threading.Event(), []
 
@@ -297,7 +301,7 @@ def test_full_file_system_is_told_enospc_and_reads_go_on(tmp_path: Path) -> None
         assert file.do(job(Op.WRITE, 0, 8), arena) == 0
         assert file.do(job(Op.WRITE, 16, 48), arena) == errno.ENOSPC
         assert file.do(job(Op.READ, 0, 8), arena) == 0
-        file.close()
+        file.source.close()
     finally:
         libc.umount2(os.fsencode(mount), 2)
 
@@ -316,15 +320,15 @@ def test_file_served_by_another_process_is_refused_as_busy(image: Path) -> None:
                 open_file(image, read_only)
             assert refused.value.status is Exit.BUSY
         other.stdin.close()
-    open_file(image, False).close()
+    open_file(image, False).source.close()
 
 
 def test_file_may_be_served_read_only_twice(image: Path) -> None:
     one, two = open_file(image, True), open_file(image, True)
     with open(image, "r+b") as writer, pytest.raises(BlockingIOError):
         fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    one.close()
-    two.close()
+    one.source.close()
+    two.source.close()
 
 
 def test_file_of_another_size_than_announced_is_refused(image: Path) -> None:

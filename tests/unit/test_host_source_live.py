@@ -221,4 +221,4 @@ def test_failed_flush_stays_failed_when_the_source_is_killed_and_its_disk_is_wel
     usb.until(lambda: len(usb.completed) == 4, "three completions")
     assert usb.completed == {1: errno.EIO, 2: errno.EIO, 3: errno.EIO, 4: 0}
     status = ask(bench.runtime, "source.disk", "status")
-    assert (status["state"], status["reason"][:28]) == ("failed", "fdatasync: Input/output erro")
+    assert (status["state"], status["reason"][:25]) == ("failed", "flush: Input/output error")
