@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import Exit, Refused
 from host.source.interface import Can, Geometry, Source, fails
 
-_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 0x10  # FALLOC_FL_*, linux/falloc.h
+_KEEP_SIZE, PUNCH_HOLE, _ZERO_RANGE = 1, 2, 0x10  # FALLOC_FL_*, linux/falloc.h
 _BLKSSZGET, _BLKPBSZGET, _BLKIOOPT = 0x1268, 0x127B, 0x1279  # linux/fs.h: int, unsigned int, unsigned int
 _BLKGETSIZE64 = 0x80081272  # u64, though the number says size_t
 _BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # u64[2]: start, length
@@ -56,6 +56,11 @@ class _Opened(Source):
             how = "locked for writing" if read_only else "locked"
             raise Refused(f"{self.path}: already served, or {how} by another program: end that", Exit.BUSY) from None
 
+    @property
+    def fingerprint(self) -> str:
+        """Only the size: device and inode numbers are others after a reboot or a copy of the image."""
+        return f"{self.geometry.size_bytes} bytes"
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -84,15 +89,15 @@ class FileSource(_Opened):
         self.geometry = Geometry(status.st_size, optimal_io_bytes=status.st_blksize)
         self.identity = f"file {status.st_dev}:{status.st_ino}"
         # Past the end there is nothing to lose: the question is only whether this file system has holes.
-        if not self.read_only and _fallocated(self._fd, _PUNCH_HOLE, status.st_size, 4096):
+        if not self.read_only and fallocated(self._fd, PUNCH_HOLE, status.st_size, 4096):
             self.can |= Can.DISCARD
 
     def _discard(self, offset: int, size_bytes: int) -> None:
-        if not _fallocated(self._fd, _PUNCH_HOLE, offset, size_bytes):
+        if not fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
             raise fails(errno.EOPNOTSUPP)
 
     def _write_zeroes(self, offset: int, size_bytes: int) -> None:
-        if not _fallocated(self._fd, _ZERO_RANGE, offset, size_bytes):
+        if not fallocated(self._fd, _ZERO_RANGE, offset, size_bytes):
             for start in range(0, size_bytes, len(_ZEROES)):
                 self._write(offset + start, _ZEROES[: size_bytes - start])
 
@@ -136,7 +141,7 @@ def open_path(path: Path, read_only: bool) -> FileSource | DeviceSource:
     raise Refused(f"{path}: neither a file nor a block device: give a disk image")
 
 
-def _fallocated(fd: int, mode: int, offset: int, size_bytes: int) -> bool:
+def fallocated(fd: int, mode: int, offset: int, size_bytes: int) -> bool:
     """False: this file system cannot. Any other failure is raised."""
     if _fallocate(fd, mode | _KEEP_SIZE, offset, size_bytes) == 0:
         return True

@@ -50,6 +50,11 @@ class Source(ABC):
     def read_only(self) -> bool:
         return Can.WRITE not in self.can
 
+    @property
+    def fingerprint(self) -> str:
+        """What an overlay remembers of the source under it, for years: equal after a reboot and on another machine."""
+        return self.identity
+
     def read(self, offset: int, into: memoryview) -> None:
         """Fill `into` whole, or raise."""
         self._inside(offset, len(into))

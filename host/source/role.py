@@ -5,7 +5,6 @@ the arena: this role maps what usb names, and lets go of an old one when its las
 """
 
 from collections import Counter
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -18,9 +17,10 @@ from common.errors import Gone, Refused, RoleExit, WireError
 from common.wire import ExportRecord
 from host.source.core import Action, Complete, Job, SourceCore
 from host.source.executor import Executor
-from host.source.file import open_path
 from host.source.interface import Source
 from host.source.latch import Latch
+from host.source.opening import open_source
+from host.source.spec import parse
 
 
 class SourceRole:
@@ -138,20 +138,22 @@ def start(role: Role) -> None:
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"{role.name}: its arguments are not a source's: {type(error).__name__}: {error}") from None
     try:
-        source = open_path(Path(path), read_only)
+        source = open_source(parse(path), read_only)
     except (FileNotFoundError, PermissionError) as error:
         raise Refused(f"{path}: {error.strerror}: check the path and its permissions") from None
-    check(source, path, record)
+    check(source, path, record, str(args.get("identity") or source.identity))
     SourceRole(role, record, path, Executor(source, Latch.of(role.runtime, record.export_id)))
 
 
-def check(source: Source, name: str, record: ExportRecord) -> None:
+def check(source: Source, name: str, record: ExportRecord, identity: str) -> None:
     """Is it what was announced? Refused: it must never silently become another disk."""
     if source.geometry.size_bytes != record.size_bytes:
         raise Refused(
             f"{name}: has {source.geometry.size_bytes} bytes, but {record.size_bytes} were announced: "
             "it was changed: serve it anew, as another disk"
         )
+    if source.identity != identity:
+        raise Refused(f"{name}: is now {source.identity}, but was {identity}: serve it anew, as another disk")
     if record.block_size % source.geometry.block_size:
         raise Refused(
             f"{name}: its blocks are {source.geometry.block_size} bytes, more than the {record.block_size} announced: "

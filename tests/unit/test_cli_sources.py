@@ -116,7 +116,7 @@ def test_the_same_image_twice_even_by_a_link(image: Path) -> None:
 
 
 def test_kinds_of_source_that_are_unknown() -> None:
-    assert refusal("https://x/y").startswith("https://x/y: https: is not a kind of source here: ")
+    assert refusal("ftp://x/y").startswith("ftp://x/y: ftp: is not a kind of source here: ")
     assert refusal("").startswith("a source is empty: ")
 
 

@@ -161,7 +161,7 @@ def image(tmp_path: Path) -> Path:
 
 def open_file(path: Path, read_only: bool) -> Executor:
     source = open_path(path, read_only)
-    check(source, str(path), RECORD)
+    check(source, str(path), RECORD, source.identity)
     return Executor(source, Latch(path.parent / f".{path.name}.failed" / "latch"))
 
 
