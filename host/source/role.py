@@ -4,6 +4,7 @@ Order and fencing are host.source.core's, the work is host.source.executor's on 
 the arena: this role maps what usb names, and lets go of an old one when its last operation has ended.
 """
 
+import contextlib
 from collections import Counter
 from queue import SimpleQueue
 from threading import Thread
@@ -33,7 +34,7 @@ class SourceRole:
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._completions: list[list[int]] = []
         self._counts: Counter[str] = Counter()
-        self._draining = False
+        self._draining = self._closed = False
         role.status, role.on_drain = self._status, self._drain
         for number in range(limits.SOURCE_THREADS):
             Thread(target=self._work, name=f"source {number}", daemon=True).start()
@@ -114,8 +115,11 @@ class SourceRole:
     def _drain(self) -> None:
         """Leave when nothing runs: a write that is cut short leaves a block half new, which is allowed but not nice."""
         self._draining = True
-        if not self._core.running:
+        if not self._core.running and not self._closed:
+            self._closed = True
             self._flush()
+            with contextlib.suppress(OSError):  # an overlay settles its map; what fails was never flushed
+                self._executor.source.close()
             self._role.loop.stop(RoleExit.DRAINED)
 
     def _status(self) -> dict[str, Any]:
