@@ -94,6 +94,7 @@ class Bench:
     def __init__(self, base: Path) -> None:
         self.base, self.image = base, base / "disk.img"
         self.image.write_bytes(os.urandom(SIZE))
+        self.identity = ""
         self.runtime = Runtime(Side.HOST, "live", base)
         self.runtime.create()
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -101,7 +102,7 @@ class Bench:
     def start_source(self, before: str = "") -> "subprocess.Popen[bytes]":
         args = (
             f'{{"name": "disk", "path": "{self.image}", "export_id": 17, "block_size": {BLOCK}, '
-            f'"size_bytes": {SIZE}, "read_only": false}}'
+            f'"size_bytes": {SIZE}, "read_only": false, "identity": "{self.identity}"}}'
         )
         command = [sys.executable, "-c", before + SCRIPT, str(self.base), str(boottime_ns()), args]
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
@@ -222,3 +223,17 @@ def test_failed_flush_stays_failed_when_the_source_is_killed_and_its_disk_is_wel
     assert usb.completed == {1: errno.EIO, 2: errno.EIO, 3: errno.EIO, 4: 0}
     status = ask(bench.runtime, "source.disk", "status")
     assert (status["state"], status["reason"][:25]) == ("failed", "flush: Input/output error")
+
+
+def test_another_file_in_its_place_is_refused_by_the_successor(bench: Bench, usb: Usb) -> None:
+    status = bench.image.stat()
+    bench.identity = f"file {status.st_dev}:{status.st_ino}"
+    first = bench.start_source()
+    usb.until(lambda: usb.hellos, "HELLO")
+    first.kill()
+    first.wait()
+    other = bench.image.with_name("other")
+    other.write_bytes(bytes(SIZE))
+    other.replace(bench.image)
+    assert bench.start_source().wait(20) == 20
+    assert bench.runtime.reason_path("source.disk").read_text().endswith(": serve it anew, as another disk")
