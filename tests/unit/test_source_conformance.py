@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -237,3 +238,32 @@ def test_a_torn_write_has_done_its_first_half_and_a_short_read_has_it(opened: Op
     into = bytearray(8192)
     assert error_of(lambda: short.read(0, memoryview(into))) == errno.EIO
     assert bytes(into) == b"x" * 4096 + bytes(4096)
+
+
+# -- a block device --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "image").write_bytes(random.Random(1).randbytes(SIZE))
+    made = subprocess.run(["losetup", "-f", "--show", tmp_path / "image"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "-d", made.stdout.strip()], check=True)
+
+
+def test_a_block_device_is_zeroed_and_discarded_exactly_and_held_by_one(loop: Path, opened: Open) -> None:
+    source = opened(str(loop))
+    model = bytearray(read(source))
+    assert (source.geometry.size_bytes, source.geometry.block_size) == (SIZE, 512)
+    source.write(512, memoryview(b"w" * 1024))
+    source.write_zeroes(8192, 4096)
+    model[512:1536], model[8192:12288] = b"w" * 1024, bytes(4096)
+    source.flush()
+    assert read(source) == bytes(model)
+    if Can.DISCARD in source.can:
+        source.discard(65536, 65536)
+        found = read(source)
+        assert found[:65536] + found[131072:] == model[:65536] + model[131072:]
+    assert error_of(lambda: open_source(parse(str(loop)), False)) == errno.EBUSY
+    source.close()
+    source.close = lambda: None  # type: ignore[method-assign]
