@@ -1,118 +1,151 @@
-"""One file or block device as a source: opened, locked, its geometry checked, and the four operations on it.
+"""A regular file or a block device as a source: opened, locked, read and written by pread and pwrite.
 
-Operations run in threads, several at a time, and return 0 or the kernel's errno. Bytes go straight between the file and
-the arena. Called by host.source.role; may raise only while it is opened.
+Sparse aware: discard punches a hole, write_zeroes lets the file system do it where it can. A block device adds its own
+geometry and BLKDISCARD and BLKZEROOUT (linux/fs.h), so that whatever the host has as one (LVM, RBD, NBD, iSCSI) is
+served as it is. Opened by host.source.opening and by the command line's first look.
 """
 
+import array
 import ctypes
 import errno
 import fcntl
 import os
 import stat
+import struct
 from pathlib import Path
 
 from common.errors import Exit, Refused
-from common.wire import ExportRecord, Op
-from host.source.core import Job
+from host.source.interface import Can, Geometry, Source, fails
 
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # FALLOC_FL_*, linux/falloc.h
+_KEEP_SIZE, PUNCH_HOLE, _ZERO_RANGE = 1, 2, 0x10  # FALLOC_FL_*, linux/falloc.h
+_BLKSSZGET, _BLKPBSZGET, _BLKIOOPT = 0x1268, 0x127B, 0x1279  # linux/fs.h: int, unsigned int, unsigned int
+_BLKGETSIZE64 = 0x80081272  # u64, though the number says size_t
+_BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # u64[2]: start, length
+_ZEROES = memoryview(bytes(1 << 20))  # written at a time where the file system cannot make zeroes itself
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate64
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-class SourceFile:
-    """The open file. Its lock lasts as long as this process, so that nobody else serves it meanwhile."""
+class _Opened(Source):
+    """What both have in common. The lock lasts as long as this process, so that nobody else serves it meanwhile."""
 
-    def __init__(self, path: Path, record: ExportRecord, read_only: bool) -> None:
-        """Open and lock. Refused: (busy) if another process serves it, (bad input) if it is not what was announced.
-
-        OSError of open(2) otherwise: ENOENT, EACCES; EBUSY for a block device that is mounted or held.
-        """
-        self.path, self.read_only = path, read_only
-        self.failed: str | None = None  # why nothing may be written any more
+    def __init__(self, path: Path, read_only: bool) -> None:
+        self.path = path
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise Refused(f"{path}: neither a file nor a block device: give a disk image")
         # O_EXCL without O_CREAT is for block devices: refused while the kernel has it mounted (open(2)).
         exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
         self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | exclusive)
         try:
-            self._lock()
-            self._check(record)
+            self._lock(read_only)
+            self.can = Can(0) if read_only else Can.WRITE | Can.WRITE_ZEROES
+            self._look()
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _lock(self) -> None:
+    def _look(self) -> None:
+        """Fill in geometry, identity and what else it can."""
+        raise NotImplementedError
+
+    def _lock(self, read_only: bool) -> None:
         try:
-            fcntl.flock(self._fd, (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            how = "locked for writing" if self.read_only else "locked"
+            how = "locked for writing" if read_only else "locked"
             raise Refused(f"{self.path}: already served, or {how} by another program: end that", Exit.BUSY) from None
 
-    def _check(self, record: ExportRecord) -> None:
-        size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
-        if size_bytes != record.size_bytes:
-            raise Refused(
-                f"{self.path}: has {size_bytes} bytes, but {record.size_bytes} were announced: "
-                "it was changed: serve it anew, as another disk"
-            )
+    @property
+    def fingerprint(self) -> str:
+        """Only the size: device and inode numbers are others after a reboot or a copy of the image."""
+        return f"{self.geometry.size_bytes} bytes"
 
     def close(self) -> None:
         os.close(self._fd)
 
-    # -- operations (in threads) ---------------------------------------------------------------------------------
-    def do(self, job: Job, arena: memoryview) -> int:
-        """Run one job; returns its status. `arena` is the memory that the job's generation named."""
-        try:
-            if job.op is Op.READ:
-                return self._read(job, arena)
-            if self.failed is not None:
-                return errno.EIO
-            if job.op is Op.FLUSH:
-                return self._flush()
-            if self.read_only:
-                return errno.EROFS
-            return self._write(job, arena) if job.op is Op.WRITE else self._discard(job)
-        except OSError as error:
-            return error.errno or errno.EIO
-
-    def _read(self, job: Job, arena: memoryview) -> int:
+    def _read(self, offset: int, into: memoryview) -> None:
         done = 0
-        while done < job.size_bytes:
-            view = arena[job.arena_offset + done : job.arena_offset + job.size_bytes]
-            count = os.preadv(self._fd, [view], job.file_offset + done)
+        while done < len(into):
+            count = os.preadv(self._fd, [into[done:]], offset + done)
             if count == 0:
-                return errno.EIO  # past the end: the file was cut under us, and what was there is lost
+                raise fails(errno.EIO, "the file was cut short under us")  # what was there is lost
             done += count
-        return 0
 
-    def _write(self, job: Job, arena: memoryview) -> int:
+    def _write(self, offset: int, data: memoryview) -> None:
         done = 0
-        while done < job.size_bytes:
-            view = arena[job.arena_offset + done : job.arena_offset + job.size_bytes]
-            done += os.pwritev(self._fd, [view], job.file_offset + done)
-        return 0
+        while done < len(data):
+            done += os.pwritev(self._fd, [data[done:]], offset + done)
 
-    def _flush(self) -> int:
-        """A FLUSH covers the writes completed before it was sent, and those have returned: nothing to order.
+    def _flush(self) -> None:
+        os.fdatasync(self._fd)
 
-        After a failed fdatasync the kernel may have dropped the dirty pages and marked them clean, so the next one
-        would succeed and lie. The failure is latched for the life of this process; a record on disk that a successor
-        reads before it serves is still to come, until then a restart of the role forgets it.
-        """
-        try:
-            if not self.read_only:
-                os.fdatasync(self._fd)
-            return 0
-        except OSError as error:
-            self.failed = f"fdatasync: {error.strerror}: acknowledged writes may be lost"
-            return error.errno or errno.EIO
 
-    def _discard(self, job: Job) -> int:
-        """EOPNOTSUPP where the file system has no holes."""
-        if _fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, job.file_offset, job.size_bytes) != 0:
-            return ctypes.get_errno()
-        return 0
+class FileSource(_Opened):
+    """A regular file."""
+
+    def _look(self) -> None:
+        status = os.fstat(self._fd)
+        self.geometry = Geometry(status.st_size, optimal_io_bytes=status.st_blksize)
+        self.identity = f"file {status.st_dev}:{status.st_ino}"
+        # Past the end there is nothing to lose: the question is only whether this file system has holes.
+        if not self.read_only and fallocated(self._fd, PUNCH_HOLE, status.st_size, 4096):
+            self.can |= Can.DISCARD
+
+    def _discard(self, offset: int, size_bytes: int) -> None:
+        if not fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
+            raise fails(errno.EOPNOTSUPP)
+
+    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+        if not fallocated(self._fd, _ZERO_RANGE, offset, size_bytes):
+            for start in range(0, size_bytes, len(_ZEROES)):
+                self._write(offset + start, _ZEROES[: size_bytes - start])
+
+
+class DeviceSource(_Opened):
+    """A block device."""
+
+    def _look(self) -> None:
+        rdev = os.fstat(self._fd).st_rdev
+        size_bytes = struct.unpack("Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))[0]
+        block, physical, optimal = (
+            struct.unpack("I", fcntl.ioctl(self._fd, number, bytes(4)))[0]
+            for number in (_BLKSSZGET, _BLKPBSZGET, _BLKIOOPT)
+        )
+        self.geometry = Geometry(size_bytes, block, physical, optimal or None)
+        self.identity = f"device {os.major(rdev)}:{os.minor(rdev)}"
+        limit = Path(f"/sys/dev/block/{os.major(rdev)}:{os.minor(rdev)}/queue/discard_max_bytes")
+        # A partition has no queue of its own: its disk's counts.
+        for file in (limit, limit.resolve().parents[1] / "queue" / limit.name):
+            if not self.read_only and file.exists() and int(file.read_text()):
+                self.can |= Can.DISCARD
+
+    def _discard(self, offset: int, size_bytes: int) -> None:
+        fcntl.ioctl(self._fd, _BLKDISCARD, array.array("Q", (offset, size_bytes)))
+
+    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+        """The kernel writes zeroes itself where the device cannot (blkdev_issue_zeroout)."""
+        fcntl.ioctl(self._fd, _BLKZEROOUT, array.array("Q", (offset, size_bytes)))
+
+
+def open_path(path: Path, read_only: bool) -> FileSource | DeviceSource:
+    """Open and lock what lies there. Refused: (busy) if another process serves it, (bad input) if it is neither.
+
+    OSError of open(2) otherwise: ENOENT, EACCES; EBUSY for a block device that is mounted or held.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return FileSource(path, read_only)
+    if stat.S_ISBLK(mode):
+        return DeviceSource(path, read_only)
+    raise Refused(f"{path}: neither a file nor a block device: give a disk image")
+
+
+def fallocated(fd: int, mode: int, offset: int, size_bytes: int) -> bool:
+    """False: this file system cannot. Any other failure is raised."""
+    if _fallocate(fd, mode | _KEEP_SIZE, offset, size_bytes) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise fails(number)

@@ -1,12 +1,12 @@
-"""Role `source.<export>`: one file, a few threads that read and write it, the lane to usb.
+"""Role `source.<export>`: one source, a few threads that read and write it, the lane to usb.
 
-Order and fencing are host.source.core's, the file is host.source.file's. usb owns the arena: this role maps what usb
-names, and lets go of an old one when its last operation has ended.
+Order and fencing are host.source.core's, the work is host.source.executor's on a host.source.interface.Source. usb owns
+the arena: this role maps what usb names, and lets go of an old one when its last operation has ended.
 """
 
+import contextlib
 import time
 from collections import Counter
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -19,21 +19,25 @@ from common.errors import Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
 from common.wire import ExportRecord
 from host.source.core import Action, Complete, Job, SourceCore
-from host.source.file import SourceFile
+from host.source.executor import Executor
+from host.source.interface import Source
+from host.source.latch import Latch
+from host.source.opening import open_source
+from host.source.spec import parse
 
 
-class Source:
-    """Handlers of one source role."""
+class SourceRole:
+    """Handlers of one source role. `name` is the source as people write it."""
 
-    def __init__(self, role: Role, record: ExportRecord, file: SourceFile) -> None:
-        self._role, self._record, self._file = role, record, file
+    def __init__(self, role: Role, record: ExportRecord, name: str, executor: Executor) -> None:
+        self._role, self._record, self._name, self._executor = role, record, name, executor
         self._core = SourceCore(record)
         self._arenas: dict[int, Arena] = {}
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._completions: list[list[int]] = []
         self._counts: Counter[str] = Counter()
         self._stats = IoStats(time.monotonic())
-        self._draining = False
+        self._draining = self._closed = False
         role.status, role.on_drain = self._status, self._drain
         for number in range(limits.SOURCE_THREADS):
             Thread(target=self._work, name=f"source {number}", daemon=True).start()
@@ -46,7 +50,7 @@ class Source:
             "export_id": self._record.export_id,
             "block_size": self._record.block_size,
             "size_bytes": self._record.size_bytes,
-            "read_only": self._file.read_only,
+            "read_only": self._executor.source.read_only,
         }
 
     def _usb_arrived(self, generation: int) -> None:
@@ -92,7 +96,7 @@ class Source:
         while True:
             job = self._jobs.get()
             began = time.monotonic()
-            status = self._file.do(job, self._arenas[job.generation].memory)
+            status = self._executor.do(job, self._arenas[job.generation].memory)
             took_s = time.monotonic() - began
             self._role.loop.post(
                 lambda job=job, status=status, took_s=took_s: self._finished(job, status, took_s)  # type: ignore[misc]
@@ -102,8 +106,10 @@ class Source:
         self._stats.done(job.op, job.size_bytes, took_s, bool(status), time.monotonic())
         if status:
             self._counts["failed"] += 1
-            if self._counts["failed"] <= 10 or self._file.failed:
-                self._role.log.error(f"{job.op.name} at {job.file_offset}: errno {status}; {self._file.failed or ''}")
+            if self._counts["failed"] <= 10 or self._executor.failed:
+                self._role.log.error(
+                    f"{job.op.name} at {job.file_offset}: errno {status}; {self._executor.failed or ''}"
+                )
         self._do(self._core.finished(job, status))
         if self._draining:
             self._drain()
@@ -117,18 +123,21 @@ class Source:
     def _drain(self) -> None:
         """Leave when nothing runs: a write that is cut short leaves a block half new, which is allowed but not nice."""
         self._draining = True
-        if not self._core.running:
+        if not self._core.running and not self._closed:
+            self._closed = True
             self._flush()
+            with contextlib.suppress(OSError):  # an overlay settles its map; what fails was never flushed
+                self._executor.source.close()
             self._role.loop.stop(RoleExit.DRAINED)
 
     def _status(self) -> dict[str, Any]:
         return {
             **self._stats.status(time.monotonic()),
             "in_flight": self._core.running + self._core.waiting,
-            "path": str(self._file.path),
-            "state": "failed" if self._file.failed else "live",
-            "reason": self._file.failed or "",
-            "read_only": self._file.read_only,
+            "path": self._name,
+            "state": "failed" if self._executor.failed else "live",
+            "reason": self._executor.failed or "",
+            "read_only": self._executor.source.read_only,
             "running": self._core.running,
             "waiting": self._core.waiting,
             "counts": dict(self._counts),
@@ -139,11 +148,28 @@ def start(role: Role) -> None:
     args = role.args
     try:
         record = ExportRecord(int(args["export_id"]), int(args["block_size"]), int(args["size_bytes"]))
-        path, read_only = Path(str(args["path"])), bool(args["read_only"])
+        path, read_only = str(args["path"]), bool(args["read_only"])
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"{role.name}: its arguments are not a source's: {type(error).__name__}: {error}") from None
     try:
-        file = SourceFile(path, record, read_only)
+        source = open_source(parse(path), read_only)
     except (FileNotFoundError, PermissionError) as error:
         raise Refused(f"{path}: {error.strerror}: check the path and its permissions") from None
-    Source(role, record, file)
+    check(source, path, record, str(args.get("identity") or source.identity))
+    SourceRole(role, record, path, Executor(source, Latch.of(role.runtime, record.export_id)))
+
+
+def check(source: Source, name: str, record: ExportRecord, identity: str) -> None:
+    """Is it what was announced? Refused: it must never silently become another disk."""
+    if source.geometry.size_bytes != record.size_bytes:
+        raise Refused(
+            f"{name}: has {source.geometry.size_bytes} bytes, but {record.size_bytes} were announced: "
+            "it was changed: serve it anew, as another disk"
+        )
+    if source.identity != identity:
+        raise Refused(f"{name}: is now {source.identity}, but was {identity}: serve it anew, as another disk")
+    if record.block_size % source.geometry.block_size:
+        raise Refused(
+            f"{name}: its blocks are {source.geometry.block_size} bytes, more than the {record.block_size} announced: "
+            f"serve it with --block-size {source.geometry.block_size}"
+        )

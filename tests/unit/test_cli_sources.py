@@ -116,7 +116,7 @@ def test_the_same_image_twice_even_by_a_link(image: Path) -> None:
 
 
 def test_kinds_of_source_that_are_unknown() -> None:
-    assert refusal("https://x/y").startswith("https://x/y: https: is not a kind of source here: ")
+    assert refusal("ftp://x/y").startswith("ftp://x/y: ftp: is not a kind of source here: ")
     assert refusal("").startswith("a source is empty: ")
 
 
@@ -126,3 +126,28 @@ def test_as_many_sources_as_exports_and_not_one_more(tmp_path: Path) -> None:
     assert len({s.export_id for s in sources}) == limits.MAX_EXPORTS
     with pytest.raises(Refused, match=f"^{limits.MAX_EXPORTS + 1} sources: more than {limits.MAX_EXPORTS}: "):
         look_at(paths, None, False)
+
+
+# -- other kinds -----------------------------------------------------------------------------------------------------
+def test_a_wrapped_source_is_written_in_full_whatever_directory_it_was_given_in(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(image.parent)
+    source = one("mine=fault:switch?error=EIO&over=overlay:map?over=rootfs.img")
+    where = image.parent
+    assert source.path == f"fault:{where}/switch?error=EIO&over=overlay:{where}/map?over={image}"
+    assert (source.name, source.size_bytes, source.read_only) == ("mine", 1 << 20, False)
+    assert source.identity and "identity" not in source.export()
+
+
+def test_read_only_by_its_own_word_and_the_same_disk_as_without_it(image: Path) -> None:
+    word, plain = one(f"file:{image}?ro"), one(str(image))
+    assert (word.read_only, plain.read_only, word.export_id) == (True, False, plain.export_id)
+    assert one("random:7?size=1M").read_only
+
+
+def test_an_image_that_others_read_may_be_shared_under_overlays(image: Path) -> None:
+    with image.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert one(f"overlay:{image.parent}/map?over={image}").size_bytes == 1 << 20
+        assert refusal(str(image)).startswith(f"{image}: served already")

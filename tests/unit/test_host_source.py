@@ -5,7 +5,9 @@ import errno
 import fcntl
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from hypothesis import strategies as st
 from common.errors import Exit, Refused, WireError
 from common.wire import ExportRecord, Op
 from host.source.core import Action, Complete, Job, SourceCore, Unmap
-from host.source.file import SourceFile
+from host.source.executor import Executor
+from host.source.file import open_path
+from host.source.latch import Latch
+from host.source.role import check
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -154,18 +159,24 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def open_file(path: Path, read_only: bool) -> Executor:
+    source = open_path(path, read_only)
+    check(source, str(path), RECORD, source.identity)
+    return Executor(source, Latch(path.parent / f".{path.name}.failed" / "latch"))
+
+
 @pytest.fixture
-def opened(image: Path) -> Iterator[SourceFile]:
-    file = SourceFile(image, RECORD, False)
+def opened(image: Path) -> Iterator[Executor]:
+    file = open_file(image, False)
     yield file
-    file.close()
+    file.source.close()
 
 
 def job(op: Op, block: int = 0, blocks: int = 1, arena_offset: int = 0) -> Job:
     return Job(1, 1, op, arena_offset, block * BLOCK, blocks * BLOCK)
 
 
-def test_write_then_read_moves_exactly_the_bytes_meant(opened: SourceFile, image: Path) -> None:
+def test_write_then_read_moves_exactly_the_bytes_meant(opened: Executor, image: Path) -> None:
     arena = memoryview(bytearray(os.urandom(ARENA)))
     before = image.read_bytes()
     assert opened.do(job(Op.WRITE, 3, 2, arena_offset=8192), arena) == 0
@@ -176,11 +187,11 @@ def test_write_then_read_moves_exactly_the_bytes_meant(opened: SourceFile, image
     assert bytes(back) == bytes(4096) + want + bytes(ARENA - 4096 - SIZE)
 
 
-def test_flush_of_a_file_succeeds(opened: SourceFile) -> None:
+def test_flush_of_a_file_succeeds(opened: Executor) -> None:
     assert opened.do(job(Op.FLUSH), memoryview(b"")) == 0
 
 
-def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: SourceFile, image: Path) -> None:
+def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: Executor, image: Path) -> None:
     status = opened.do(job(Op.DISCARD, 4, 4), memoryview(b""))
     if status == errno.EOPNOTSUPP:
         pytest.skip("this file system has no holes (fallocate: EOPNOTSUPP)")
@@ -189,7 +200,7 @@ def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: So
     assert image.stat().st_size == SIZE
 
 
-def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: SourceFile, image: Path) -> None:
+def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: Executor, image: Path) -> None:
     os.truncate(image, 10 * BLOCK + 100)
     arena = memoryview(bytearray(ARENA))
     assert opened.do(job(Op.READ, 9, 1), arena) == 0
@@ -198,17 +209,17 @@ def test_read_of_a_file_that_was_cut_short_is_told_eio(opened: SourceFile, image
 
 
 def test_read_only_source_reads_and_refuses_to_write(image: Path) -> None:
-    file = SourceFile(image, RECORD, True)
+    file = open_file(image, True)
     arena = memoryview(bytearray(ARENA))
     assert file.do(job(Op.READ), arena) == 0
     assert file.do(job(Op.WRITE), arena) == errno.EROFS
     assert file.do(job(Op.DISCARD), arena) == errno.EROFS
     assert file.do(job(Op.FLUSH), arena) == 0
-    file.close()
+    file.source.close()
 
 
 def test_failed_fdatasync_is_told_and_latches_the_export(
-    opened: SourceFile, image: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Executor, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -217,11 +228,60 @@ def test_failed_fdatasync_is_told_and_latches_the_export(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fails)
         assert opened.do(job(Op.FLUSH), arena) == errno.EIO
-    assert opened.failed is not None and opened.failed.startswith("fdatasync: Input/output error")
+    assert opened.failed is not None and opened.failed.startswith("flush: Input/output error")
     before = image.read_bytes()
     assert [opened.do(job(op), arena) for op in (Op.FLUSH, Op.WRITE, Op.DISCARD)] == [errno.EIO] * 3
     assert image.read_bytes() == before
     assert opened.do(job(Op.READ), arena) == 0, "what is there can still be read"
+
+
+def test_failure_is_recorded_before_it_is_answered_and_a_successor_never_flushes_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = open_file(image, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
+        assert file.do(job(Op.FLUSH), memoryview(b"")) == errno.ENOSPC
+    file.source.close()
+    successor = open_file(image, False)  # the kernel would tell it nothing: its fdatasync succeeds
+    arena = memoryview(bytearray(ARENA))
+    assert [successor.do(job(op), arena) for op in (Op.FLUSH, Op.WRITE, Op.DISCARD)] == [errno.EIO] * 3
+    assert successor.do(job(Op.READ), arena) == 0
+    assert successor.failed == "flush: No space left on device: acknowledged writes may be lost"
+    successor.source.close()
+
+
+def test_of_two_flushes_at_once_the_second_fails_with_the_first(
+    opened: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go, calls = threading.Event(), threading.Event(), []
+
+    def first_fails(fd: int) -> None:  # as the kernel does: an error is told once to each descriptor
+        calls.append(fd)
+        if len(calls) == 1:
+            inside.set()
+            assert go.wait(10), "the test never let the first fdatasync go"
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", first_fails)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(opened.do, job(Op.FLUSH), memoryview(b""))
+        assert inside.wait(10), "the first FLUSH never reached fdatasync"
+        second = pool.submit(opened.do, job(Op.FLUSH), memoryview(b""))
+        assert not wait([second], timeout=0.2).done, "the second waits for the first"
+        go.set()
+        assert (first.result(10), second.result(10)) == (errno.EIO, errno.EIO)
+    assert len(calls) == 1
+
+
+def test_record_of_a_failure_cut_short_by_a_kill_is_still_a_failure(tmp_path: Path) -> None:
+    latch = Latch(tmp_path / "failed" / "one")
+    assert latch.reason is None and (tmp_path / "failed" / "one").stat().st_size == 4096
+    with open(tmp_path / "failed" / "one", "r+b") as file:
+        file.write(b"f")
+    assert Latch(tmp_path / "failed" / "one").reason == "f"
 
 
 def test_full_file_system_is_told_enospc_and_reads_go_on(tmp_path: Path) -> None:
@@ -236,12 +296,12 @@ def test_full_file_system_is_told_enospc_and_reads_go_on(tmp_path: Path) -> None
         image = mount / "disk.img"
         image.touch()
         os.truncate(image, SIZE)
-        file = SourceFile(image, RECORD, False)
+        file = open_file(image, False)
         arena = memoryview(bytearray(ARENA))
         assert file.do(job(Op.WRITE, 0, 8), arena) == 0
         assert file.do(job(Op.WRITE, 16, 48), arena) == errno.ENOSPC
         assert file.do(job(Op.READ, 0, 8), arena) == 0
-        file.close()
+        file.source.close()
     finally:
         libc.umount2(os.fsencode(mount), 2)
 
@@ -257,31 +317,31 @@ def test_file_served_by_another_process_is_refused_as_busy(image: Path) -> None:
         other.stdout.readline()
         for read_only in (False, True):
             with pytest.raises(Refused, match="already served") as refused:
-                SourceFile(image, RECORD, read_only)
+                open_file(image, read_only)
             assert refused.value.status is Exit.BUSY
         other.stdin.close()
-    SourceFile(image, RECORD, False).close()
+    open_file(image, False).source.close()
 
 
 def test_file_may_be_served_read_only_twice(image: Path) -> None:
-    one, two = SourceFile(image, RECORD, True), SourceFile(image, RECORD, True)
+    one, two = open_file(image, True), open_file(image, True)
     with open(image, "r+b") as writer, pytest.raises(BlockingIOError):
         fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    one.close()
-    two.close()
+    one.source.close()
+    two.source.close()
 
 
 def test_file_of_another_size_than_announced_is_refused(image: Path) -> None:
     os.truncate(image, SIZE - 1)
     with pytest.raises(Refused, match="has 262143 bytes, but 262144 were announced"):
-        SourceFile(image, RECORD, False)
+        open_file(image, False)
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="neither a file nor a block device"):
-        SourceFile(tmp_path, RECORD, False)
+        open_file(tmp_path, False)
 
 
 def test_missing_file_is_enoent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        SourceFile(tmp_path / "none", RECORD, False)
+        open_file(tmp_path / "none", False)

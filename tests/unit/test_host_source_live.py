@@ -1,5 +1,6 @@
 """A source as a process of its own, on real lanes: its bytes, its death and successor, the death of its usb."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -93,16 +94,17 @@ class Bench:
     def __init__(self, base: Path) -> None:
         self.base, self.image = base, base / "disk.img"
         self.image.write_bytes(os.urandom(SIZE))
+        self.identity = ""
         self.runtime = Runtime(Side.HOST, "live", base)
         self.runtime.create()
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start_source(self) -> "subprocess.Popen[bytes]":
+    def start_source(self, before: str = "") -> "subprocess.Popen[bytes]":
         args = (
             f'{{"name": "disk", "path": "{self.image}", "export_id": 17, "block_size": {BLOCK}, '
-            f'"size_bytes": {SIZE}, "read_only": false}}'
+            f'"size_bytes": {SIZE}, "read_only": false, "identity": "{self.identity}"}}'
         )
-        command = [sys.executable, "-c", SCRIPT, str(self.base), str(boottime_ns()), args]
+        command = [sys.executable, "-c", before + SCRIPT, str(self.base), str(boottime_ns()), args]
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
         self.processes.append(process)
         return process
@@ -201,3 +203,37 @@ def test_source_of_a_missing_file_says_so_and_never_works(bench: Bench) -> None:
     reason = bench.runtime.reason_path("source.disk").read_text()
     assert reason == f"{bench.image}: No such file or directory: check the path and its permissions"
     assert read_record(bench.runtime, "source.disk") is not None
+
+
+FAILING = "import os; os.fdatasync = lambda fd: (_ for _ in ()).throw(OSError(5, 'Input/output error'))"
+
+
+def test_failed_flush_stays_failed_when_the_source_is_killed_and_its_disk_is_well_again(bench: Bench, usb: Usb) -> None:
+    first = bench.start_source(FAILING)
+    usb.until(lambda: usb.hellos, "HELLO")
+    usb.ask([1, Op.FLUSH, 0, 0, 0, 0])
+    usb.until(lambda: 1 in usb.completed, "the failed FLUSH")
+    assert usb.completed[1] == errno.EIO
+    first.kill()
+    first.wait()
+    bench.start_source()
+    usb.until(lambda: len(usb.hellos) == 2, "HELLO of the successor")
+    usb.ask([2, Op.FLUSH, 0, 0, 0, 0], [3, Op.WRITE, 0, 0, 1, 0], [4, Op.READ, 0, 0, 1, 0])
+    usb.until(lambda: len(usb.completed) == 4, "three completions")
+    assert usb.completed == {1: errno.EIO, 2: errno.EIO, 3: errno.EIO, 4: 0}
+    status = ask(bench.runtime, "source.disk", "status")
+    assert (status["state"], status["reason"][:25]) == ("failed", "flush: Input/output error")
+
+
+def test_another_file_in_its_place_is_refused_by_the_successor(bench: Bench, usb: Usb) -> None:
+    status = bench.image.stat()
+    bench.identity = f"file {status.st_dev}:{status.st_ino}"
+    first = bench.start_source()
+    usb.until(lambda: usb.hellos, "HELLO")
+    first.kill()
+    first.wait()
+    other = bench.image.with_name("other")
+    other.write_bytes(bytes(SIZE))
+    other.replace(bench.image)
+    assert bench.start_source().wait(20) == 20
+    assert bench.runtime.reason_path("source.disk").read_text().endswith(": serve it anew, as another disk")

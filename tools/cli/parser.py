@@ -117,7 +117,8 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
 
 def _host_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="TOML: the table [host] has these options as keys, and `source`")
-    parser.add_argument("source", nargs="*", metavar="SOURCE", help="FILE, file:FILE or NAME=FILE")
+    forms = "a path, file:PATH?ro, http(s)://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; NAME=SOURCE names it"
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help=forms)
     parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
     parser.add_argument("--gadget", metavar="SERIAL", help="only this gadget")

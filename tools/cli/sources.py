@@ -12,20 +12,24 @@ import re
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bus.runtime import check_name
 from common import limits
 from common.errors import Exit, Refused
+from host.source.interface import Geometry
+from host.source.opening import open_source
+from host.source.spec import WRAPPERS, Scheme, Spec, parse
 
 _NAME_CHARACTERS = 40  # leaves room for `source.` and a suffix in a socket's path
 
 
 @dataclass(frozen=True)
 class Source:
-    """One export to serve. The fields are the source role's arguments."""
+    """One export to serve. The fields are the source role's arguments; `path` is the source as one writes it."""
 
     name: str
     path: str
@@ -33,13 +37,14 @@ class Source:
     block_size: int
     size_bytes: int
     read_only: bool
+    identity: str  # what was looked at: a successor of the source refuses anything else
 
     def role_args(self) -> dict[str, Any]:
         return asdict(self)
 
     def export(self) -> dict[str, Any]:
         """What the session is told of it."""
-        return {key: value for key, value in asdict(self).items() if key != "path"}
+        return {key: value for key, value in asdict(self).items() if key not in ("path", "identity")}
 
 
 def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -> list[Source]:
@@ -50,33 +55,55 @@ def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -
         _check_block_size(block_size)
     sources: list[Source] = []
     for argument in arguments:
-        name, path = _split(argument)
-        real = os.path.realpath(path)
-        if any(known.path == real for known in sources):
-            raise Refused(f"{path}: given twice: serve it once")
-        size_bytes = _size_of(path, read_only)
-        size = block_size or (4096 if size_bytes % 4096 == 0 else 512)
-        _check_size(path, size_bytes, size)
-        free_name = _unique(name or _safe(Path(path)), {s.name for s in sources})
-        export_id = _export_id(real, {s.export_id for s in sources})
-        sources.append(Source(free_name, real, export_id, size, size_bytes, read_only))
+        name, spec = _split(argument)
+        if any(known.path == spec.text for known in sources):
+            raise Refused(f"{argument}: given twice: serve it once")
+        geometry, identity, mode = _look(spec, read_only)
+        size = block_size or (4096 if geometry.size_bytes % 4096 == 0 else max(512, geometry.block_size))
+        _check_size(spec.text, geometry, size)
+        free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in sources})
+        # Options are not part of a file's id: read-only or not, it is the same disk.
+        export_id = _export_id(spec.body if spec.scheme is Scheme.FILE else spec.text, {s.export_id for s in sources})
+        sources.append(Source(free_name, spec.text, export_id, size, geometry.size_bytes, mode, identity))
     return sources
 
 
-def _split(argument: str) -> tuple[str | None, str]:
-    """`NAME=PATH`, `file:PATH` or `PATH`. A path with a `=` in it is written with a `/` before that."""
+def _split(argument: str) -> tuple[str | None, Spec]:
+    """`NAME=SOURCE` or `SOURCE`. A path with a `=` or `:` in it is written with a `/` before that, or exists."""
     name: str | None = None
     head, equals, tail = argument.partition("=")
-    if equals and "/" not in head and ":" not in head and not os.path.exists(argument):
+    if equals and not re.search("[/:?]", head) and not os.path.exists(argument):
         name, argument = check_name(head, "name of an export"), tail
-    scheme, colon, rest = argument.partition(":")
-    if colon and re.fullmatch(r"[a-z]{2,}", scheme) and not os.path.exists(argument):
-        if scheme != "file":
-            raise Refused(f"{argument}: {scheme}: is not a kind of source here: use a path or file:PATH")
-        argument = rest
-    if not argument:
-        raise Refused("a source is empty: give the path of an image or block device")
-    return name, argument
+    return name, _absolute(Spec(Scheme.FILE, argument) if argument and os.path.exists(argument) else parse(argument))
+
+
+def _absolute(spec: Spec) -> Spec:
+    """Roles run elsewhere, and an id must not depend on how a path is written."""
+    over = _absolute(spec.over) if spec.over else None
+    has_path = spec.scheme in (Scheme.FILE, *WRAPPERS)
+    return replace(spec, body=os.path.realpath(spec.body) if has_path else spec.body, over=over)
+
+
+def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, bool]:
+    """Geometry, identity and whether it is read-only, after making sure that it can be served."""
+    leaf, leaf_read_only = spec, read_only or spec.option("ro") is not None
+    while leaf.over is not None:
+        leaf_read_only |= leaf.scheme is Scheme.OVERLAY or leaf.over.option("ro") is not None
+        leaf = leaf.over
+    if leaf.scheme is Scheme.FILE and _size_of(leaf.body, leaf_read_only) == 0:
+        _check_size(leaf.body, Geometry(0), 512)
+    try:
+        source = open_source(spec, read_only)
+    except OSError as error:
+        raise Refused(f"{spec.text}: {error.strerror}: check its paths and their permissions") from None
+    try:
+        return source.geometry, source.identity, source.read_only
+    finally:
+        source.close()
+
+
+def _path_in(spec: Spec) -> Path:
+    return Path(urlsplit(spec.body).path if spec.scheme in (Scheme.HTTP, Scheme.HTTPS) else spec.body)
 
 
 def _check_block_size(size: int) -> None:
@@ -101,7 +128,7 @@ def _size_of(path: str, read_only: bool) -> int:
     try:
         _refuse_mounted(path, status)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             cure = "end that first ('replug host down', or its Ctrl-C)"
             raise Refused(f"{path}: served already, or locked by another program: {cure}") from None
@@ -142,9 +169,12 @@ def _mount_point(device: str) -> str | None:
     return None
 
 
-def _check_size(path: str, size_bytes: int, block_size: int) -> None:
+def _check_size(path: str, geometry: Geometry, block_size: int) -> None:
+    size_bytes = geometry.size_bytes
     if size_bytes == 0:
         raise Refused(f"{path}: empty: make it a size first, with 'truncate -s 64M {shlex.quote(path)}'")
+    if block_size % geometry.block_size:
+        raise Refused(f"{path}: its blocks are {geometry.block_size} bytes: use --block-size {geometry.block_size}")
     if size_bytes % block_size:
         whole = -(-size_bytes // block_size) * block_size
         raise Refused(

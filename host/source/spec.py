@@ -1,0 +1,142 @@
+"""How a source is written, on the command line, in configuration and in status: one text, one parser, pure.
+
+    /images/a.img                        a path that begins with / or ./ is taken as it is, whatever is in it
+    file:/images/a%3F.img?ro             percent-encoded, with options
+    http://host/a.img  https://...       the whole rest is the URL, as it is
+    random:SEED?size=64M
+    overlay:/images/a.map?over=SOURCE
+    fault:/run/switch?error=EIO&over=SOURCE
+
+`over=` is always the last option and everything behind it is the inner source as it would be written alone, so nesting
+needs no quoting: fault:/s?error=EIO&over=overlay:/m?over=https://host/a.img?x=1&y=2 has one meaning. Elsewhere %, ?
+and & of a body or value are percent-encoded. `Spec.text` is the canonical form: parsed again it is the same Spec.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote, unquote, urlsplit
+
+from common.errors import Refused
+
+_MAX_DEPTH = 8  # wrappers about a source: more is a mistake, and each costs a copy of every byte
+
+
+class Scheme(StrEnum):
+    FILE = "file"
+    HTTP = "http"
+    HTTPS = "https"
+    RANDOM = "random"
+    OVERLAY = "overlay"
+    FAULT = "fault"
+
+
+OPTIONS: dict[Scheme, frozenset[str]] = {
+    Scheme.FILE: frozenset({"ro"}),
+    Scheme.HTTP: frozenset(),
+    Scheme.HTTPS: frozenset(),
+    Scheme.RANDOM: frozenset({"size"}),
+    Scheme.OVERLAY: frozenset(),
+    Scheme.FAULT: frozenset({"error", "ops", "delay_ms", "torn", "short"}),
+}
+WRAPPERS = (Scheme.OVERLAY, Scheme.FAULT)
+_BODY = {
+    Scheme.FILE: "the path of an image or block device",
+    Scheme.RANDOM: "a seed",
+    Scheme.OVERLAY: "the path of its map file",
+    Scheme.FAULT: "the path of its switch file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One source, parsed. `body` is decoded: a path, a seed, or the whole URL."""
+
+    scheme: Scheme
+    body: str
+    options: tuple[tuple[str, str], ...] = ()
+    over: "Spec | None" = None
+
+    def option(self, name: str) -> str | None:
+        return dict(self.options).get(name)
+
+    @property
+    def text(self) -> str:
+        if self.scheme in (Scheme.HTTP, Scheme.HTTPS):
+            return self.body
+        if self.scheme is Scheme.FILE and not self.options and self.body.startswith("/"):
+            return self.body
+        parts = [f"{key}={quote(value, safe='/,:')}" if value else key for key, value in self.options]
+        if self.over is not None:
+            parts.append(f"over={self.over.text}")
+        return f"{self.scheme}:{quote(self.body, safe='/:@')}" + (f"?{'&'.join(parts)}" if parts else "")
+
+
+def parse(text: str, _depth: int = 0) -> Spec:
+    """Refused with one line: what is wrong, why, what to write instead."""
+    if not text:
+        raise Refused("a source is empty: give the path of an image or block device")
+    if _depth > _MAX_DEPTH:
+        raise Refused(f"{text}: more than {_MAX_DEPTH} sources inside each other: use fewer")
+    match = re.match(r"([a-z][a-z0-9+.-]+):", text)
+    if match is None:
+        return Spec(Scheme.FILE, _checked(text, text))
+    if match[1] not in list(Scheme):
+        known = ", ".join(f"{scheme}:" for scheme in Scheme)
+        raise Refused(
+            f"{text}: {match[1]}: is not a kind of source here: use a path (./{text} if it is one) or {known}"
+        )
+    scheme = Scheme(match[1])
+    if scheme in (Scheme.HTTP, Scheme.HTTPS):
+        return Spec(scheme, _url(text))
+    body, question, query = text[match.end() :].partition("?")
+    if not body:
+        raise Refused(f"{text}: nothing behind {scheme}:, give {_BODY[scheme]}")
+    options, over = _options(text, scheme, query, _depth) if question else ((), None)
+    if scheme in WRAPPERS and over is None:
+        raise Refused(f"{text}: a source is missing under it: end with over=SOURCE")
+    return Spec(scheme, _checked(_decoded(text, body), text), options, over)
+
+
+def _options(text: str, scheme: Scheme, query: str, depth: int) -> tuple[tuple[tuple[str, str], ...], Spec | None]:
+    found: dict[str, str] = {}
+    while query:
+        if query.startswith("over="):
+            if scheme not in WRAPPERS:
+                raise Refused(f"{text}: {scheme}: lies over nothing: leave out over=")
+            return tuple(sorted(found.items())), parse(query[len("over=") :], depth + 1)
+        item, _, query = query.partition("&")
+        key, _, value = item.partition("=")
+        if key not in OPTIONS[scheme]:
+            names = sorted(OPTIONS[scheme]) + (["over"] if scheme in WRAPPERS else [])
+            cure = f"use {', '.join(names)}; a ? or & of a name is written %3F or %26"
+            raise Refused(f"{text}: {key!r} is not an option of {scheme}: {cure}")
+        if key in found:
+            raise Refused(f"{text}: {key} is given twice: give it once")
+        found[key] = _checked(_decoded(text, value), text)
+    return tuple(sorted(found.items())), None
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not text.isascii() or not text.isprintable() or " " in text:
+        raise Refused(f"{text}: not a URL: give http://HOST[:PORT]/PATH, other characters percent-encoded")
+    if parts.username is not None:
+        raise Refused(f"{parts.scheme}://...@{parts.hostname}: a password in a URL is seen by all: leave it out")
+    return text.partition("#")[0]
+
+
+def _decoded(text: str, part: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", part):
+        raise Refused(f"{text}: a % without two hexadecimal digits: write %25 for a %")
+    return unquote(part, errors="surrogateescape")
+
+
+def _checked(part: str, text: str) -> str:
+    if "\0" in part:
+        raise Refused(f"{text!r}: has a NUL in it: no path has")
+    return part
