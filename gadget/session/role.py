@@ -76,6 +76,7 @@ class Session:
             "block_size": device.record.block_size,
             "size_bytes": device.record.size_bytes,
             "ublk_id": device.ublk_id,
+            "read_only": device.read_only,
             "depth": int(self._role.args.get("queue_depth", limits.QUEUE_DEPTH)),
             "max_io_bytes": int(self._role.args.get("max_io_bytes", limits.MAX_IO_BYTES)),
         }

@@ -21,9 +21,10 @@ class Taken:
     op: Op
     lba: int
     blocks: int
+    flags: int = 0  # wire_v1.RequestFlag
 
     def message(self) -> list[int]:
-        return [self.sequence, int(self.op), self.tag, self.lba, self.blocks, 0]
+        return [self.sequence, int(self.op), self.tag, self.lba, self.blocks, self.flags]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class QueueCore:
     def in_flight(self) -> int:
         return len(self._outstanding)
 
-    def take(self, tag: int, op: Op, start_sector: int, sectors: int) -> Taken:
+    def take(self, tag: int, op: Op, start_sector: int, sectors: int, flags: int = 0) -> Taken:
         """The kernel asks. Sectors are 512 bytes; the block layer keeps them on our block grid, so else it is a bug."""
         if tag in self._busy_tags or not 0 <= tag < self._depth:
             raise WireError(f"ublk gave tag {tag}, which is in flight or out of range")
@@ -57,7 +58,7 @@ class QueueCore:
         blocks, rest = divmod(sectors * 512, self._block_size)
         if op is not Op.FLUSH and (offset or rest):
             raise WireError(f"ublk asks for {sectors} sectors at {start_sector}, off the grid of {self._block_size}")
-        taken = Taken(self._next, tag, op, lba, blocks)
+        taken = Taken(self._next, tag, op, lba, blocks, flags)
         self._next += 1
         self._outstanding[taken.sequence] = taken
         self._busy_tags.add(tag)

@@ -20,13 +20,20 @@ from common import limits
 from common.errors import Gone, Refused, WireError
 from common.iostats import IoStats
 from common.wire import Op
-from gadget.ublk.abi import BlockOp
+from common.wire_v1 import RequestFlag
+from gadget.ublk.abi import BlockOp, IoFlag
 from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, plan
 from gadget.ublk.core import Commit, QueueCore, parse_completions
 from gadget.ublk.device import QueueDevice, settle_queue_limits
 from gadget.ublk.mark import ownership_mark
 
-_OPS = {BlockOp.READ: Op.READ, BlockOp.WRITE: Op.WRITE, BlockOp.FLUSH: Op.FLUSH, BlockOp.DISCARD: Op.DISCARD}
+_OPS = {
+    BlockOp.READ: Op.READ,
+    BlockOp.WRITE: Op.WRITE,
+    BlockOp.FLUSH: Op.FLUSH,
+    BlockOp.DISCARD: Op.DISCARD,
+    BlockOp.WRITE_ZEROES: Op.WRITE_ZEROES,
+}
 _RETRY_S = 0.003  # while the kernel tears down the dead owner's ring (measured: 4 ms), or devtmpfs makes a node
 _MAX_DISCARD = 64 << 20  # bytes; one discard must not keep a source busy for seconds
 
@@ -40,6 +47,7 @@ class Queue:
         self._mark = ownership_mark(role.runtime.instance, self._export_id)
         self._block_size, self._size_bytes = int(args["block_size"]), int(args["size_bytes"])
         self._depth, self._max_io = int(args["depth"]), int(args["max_io_bytes"])
+        self._read_only = bool(args.get("read_only"))
         self._waits_for = "the ublk driver"
         self._control = Control()
         self._stats = IoStats(time.monotonic())
@@ -74,9 +82,10 @@ class Queue:
             size_bytes=self._size_bytes,
             block_size=self._block_size,
             max_io_bytes=self._max_io,
-            fua=False,  # v0 has no FUA: the block layer then writes and flushes by itself
-            discard_granularity_bytes=max(self._block_size, limits.PAGE),
+            read_only=self._read_only,
+            discard_granularity_bytes=0 if self._read_only else max(self._block_size, limits.PAGE),
             max_discard_bytes=_MAX_DISCARD,
+            max_write_zeroes_bytes=_MAX_DISCARD,
         )
         try:
             self._control.add(self._ublk_id, self._depth, self._max_io, self._mark)
@@ -165,14 +174,14 @@ class Queue:
     def _requests(self) -> None:
         device = self._device
         assert device is not None
-        # The block layer's flags (META, FAILFAST, ...) say how urgent it is, not what to do; v0 carries none.
+        # The block layer's other flags (META, FAILFAST, ...) say how urgent it is, not what to do.
         now = time.monotonic()
-        for tag, op, start, sectors, _ in device.requests():
+        for tag, op, start, sectors, flags in device.requests():
             wire_op = _OPS.get(BlockOp(op))
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue
-            self._batch.append(self._core.take(tag, wire_op, start, sectors).message())
+            self._batch.append(self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags)).message())
             self._taken[tag] = now, wire_op
         if device.stopped:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
@@ -227,6 +236,13 @@ class Queue:
             "in_flight": self._core.in_flight if self._device else 0,
             "completed": self._core.completed if self._device else 0,
         }
+
+
+def _wire_flags(op: Op, flags: int) -> int:
+    """The flags of a ublk request (IoFlag) that change what is to be done, as the wire has them."""
+    if op is Op.WRITE and flags & IoFlag.FUA:
+        return int(RequestFlag.FUA)
+    return int(RequestFlag.NO_UNMAP) if op is Op.WRITE_ZEROES and flags & IoFlag.NOUNMAP else 0
 
 
 def _raise(error: Exception) -> None:

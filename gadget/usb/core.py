@@ -7,9 +7,9 @@ after a newer one was acknowledged). Called by gadget/usb/role.py and the simula
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from errno import EINVAL
+from errno import EINVAL, EOPNOTSUPP
 
 from common import limits
 from common.errors import Illegal, WireError
@@ -39,6 +39,7 @@ class Pending:
     payload_left: bool = False  # of a write: nothing waits to be read from its slot any more
     status: int = 0  # the host's answer, once LEAVING
     filled_bytes: int = 0  # v1: of its read payload, in this epoch
+    asked: Request | None = None  # v0: the FUA write that `request` is the second half of, a FLUSH
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class UsbCore:
         self.link = Link.ABSENT
         self.epoch = 0
         self.data_moved = False  # since the last ENABLE
+        self.v0 = True  # the wire in force: its Requests have no flags
         self._agreed: frozenset[int] = frozenset()
         self._exports: dict[str, _Export] = {}
         self._by_id: dict[int, str] = {}
@@ -139,8 +141,9 @@ class UsbCore:
         self._agreed = frozenset()
         for export in self._exports.values():
             back = [p for p in export.on_wire.values() if not p.orphan]
-            for pending in back:
+            for pending in (*back, *export.waiting):
                 pending.stage, pending.payload_left, pending.filled_bytes = Stage.WAITING, False, 0
+                pending.request, pending.asked = pending.asked or pending.request, None
             export.waiting = sorted(back + export.waiting, key=lambda p: p.sequence)
             export.on_wire.clear()
 
@@ -205,11 +208,22 @@ class UsbCore:
                 if request_id in export.on_wire:
                     export.waiting.append(pending)
                     continue
+                if self.v0 and pending.request.flags:
+                    pending.asked, pending.request = pending.request, replace(pending.request, flags=0)
                 pending.stage = Stage.SENT
                 export.on_wire[request_id] = pending
                 self.data_moved = True
                 is_write = pending.request.op is Op.WRITE
                 yield Send(pending, self._payload(export, pending) if is_write else 0)
+
+    def unspeakable(self) -> list[Action]:
+        """What waits and cannot be said to this host: v0 has no write zeroes. The block layer writes them instead."""
+        done: list[Action] = []
+        for export in self._exports.values() if self.v0 and self.link is Link.ONLINE else ():
+            for pending in [p for p in export.waiting if p.request.op is Op.WRITE_ZEROES]:
+                export.waiting.remove(pending)
+                done.append(Done(pending.export, pending.arena, pending.sequence, EOPNOTSUPP))
+        return done
 
     def answered(self, response: Response) -> list[Action]:
         """v0: a Response arrived. WireError if it answers nothing that is out: the link must start over."""
@@ -272,6 +286,12 @@ class UsbCore:
 
     def _end(self, export: _Export, pending: Pending, status: int) -> list[Action]:
         del export.on_wire[pending.request.request_id]
+        if pending.asked is not None and pending.request.op is Op.WRITE and status == 0 and not pending.orphan:
+            # v0 has no FUA: the write is only half of it.
+            pending.request = Request(Op.FLUSH, pending.request.request_id, pending.request.export_id, 0, 0)
+            pending.stage = Stage.WAITING
+            export.waiting.insert(0, pending)
+            return []
         if not pending.orphan:
             return [Done(pending.export, pending.arena, pending.sequence, status)]
         return list(self._releasable(pending.export, export))

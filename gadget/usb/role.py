@@ -128,6 +128,7 @@ class Usb:
             self._handshake.take(config)
             self._event(Event.CONFIGURED)
             if self._core.link is Link.HANDSHAKE:
+                self._core.v0 = config.peer is Peer.V0
                 self._transport.begin_data(config.peer, config.epoch)
 
     def _session_arrived(self, role: str, generation: int, hello: Body) -> None:
@@ -236,6 +237,7 @@ class Usb:
         if self._transport.settled:
             while self._released:
                 self._arenas.pop(self._released.pop(), None)
+            self._do(self._core.unspeakable())
             for send in self._core.dispatch():
                 self._counts["requests"] += 1
                 self._transport.send(send, self._core.epoch, self._address(send.pending))

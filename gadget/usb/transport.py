@@ -101,6 +101,9 @@ class Transport:
             Peer.V1: PlaneV1(self._endpoints, handler),
         }
         self._peer = Peer.NONE
+        self._left_by = self._note.read() if self._adopted else Peer.NONE
+        if self._left_by is Peer.V1:
+            self._halt()
         self._unread = select.poll()
         self._unread.register(self._ep0.fd, select.POLLIN)
         loop.watch(self._aio.eventfd, self._transfers)
@@ -122,17 +125,21 @@ class Transport:
         self._loop.watch(self._ep0.fd, self._events)
         if not self._adopted:
             return self._tree.bind()
-        peer, state = self._note.read(), udc.state(self._tree.udc)
-        self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {peer.name}")
-        if peer is Peer.V1:
-            # No transfer of ours is there, and our predecessor's were cancelled before it was dead.
-            # Only one endpoint is halted: the host would clear the first halt, and take the next one for another.
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the link is down: its return is an ENABLE
-                self._endpoints.payloads_in.halt()
-        elif peer is Peer.V0:
+        state = udc.state(self._tree.udc)
+        self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {self._left_by.name}")
+        if self._left_by is Peer.V0:
             self.reenumerate()
-        elif state in ("configured", "suspended"):
+        elif self._left_by is Peer.NONE and state in ("configured", "suspended"):
             self._begin()  # nobody has moved data: the host may go on where it is
+
+    def _halt(self) -> None:
+        """Tell a v1 host that it has to set its interface anew. Nothing of us or our predecessor is queued now.
+
+        Only one endpoint is halted: the host would clear the first halt, and take the next one for another. A link that
+        is down cannot be halted, and needs it not: its return is an ENABLE.
+        """
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            self._endpoints.payloads_in.halt()
 
     def start_over(self, why: str) -> None:
         """The data of this epoch cannot be trusted any more. Raises Gone with a v1 host: our successor's halt tells."""

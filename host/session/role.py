@@ -86,7 +86,7 @@ class Session:
             case Step.TELL_ONLINE:
                 self._tell({"note": "online", "session_id": self._core.session_id})
             case Step.RESTART:
-                self._tell({"note": "restart", "reason": self._reason})
+                self._tell({"note": "restart", "epoch": self._core.epoch, "reason": self._reason})
             case Step.DETACH:
                 self._asked = None
                 self._tell({"note": "detach", "reason": self._reason})
@@ -164,6 +164,7 @@ class Session:
 
     def _link(self, note: dict[str, Any]) -> None:
         if note["state"] != "attached":
+            self._asked = None  # its answer may still come, and must not take the place of what is planned next
             self._event(Event.DETACHED, str(note["reason"]) if self._core.state is not State.SEARCHING else "")
             return
         here = int(note["bus"]), int(note["address"])

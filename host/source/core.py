@@ -11,6 +11,7 @@ from errno import EINVAL, EIO
 
 from common.errors import WireError
 from common.wire import ExportRecord, Op, out_of_bounds
+from common.wire_v1 import RequestFlag
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Job:
     arena_offset: int
     file_offset: int
     size_bytes: int
+    fua: bool = False  # a write that is on stable storage before it is answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,12 @@ class SourceCore:
     def _job(self, generation: int, item: object) -> Job:
         if not isinstance(item, list) or len(item) != 6 or any(not _is_natural(n) for n in item):
             raise WireError(f"request {item!r} is not six numbers")
-        sequence, op, arena_offset, lba, blocks, _ = item
+        sequence, op, arena_offset, lba, blocks, flags = item
         if op not in Op._value2member_map_:
             raise WireError(f"request {item!r}: unknown op")
         size = self._record.block_size
-        return Job(generation, sequence, Op(op), arena_offset, lba * size, blocks * size)
+        fua = op == Op.WRITE and bool(flags & RequestFlag.FUA)
+        return Job(generation, sequence, Op(op), arena_offset, lba * size, blocks * size, fua)
 
     def _sane(self, job: Job, item: list[int]) -> bool:
         if out_of_bounds(job.op, item[3], item[4], self._record, self._arena_bytes) is not None:

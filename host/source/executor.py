@@ -36,6 +36,10 @@ class Executor:
                 return errno.EIO
             elif job.op is Op.WRITE:
                 self.source.write(job.file_offset, view)
+                if job.fua:
+                    self._flush()
+            elif job.op is Op.WRITE_ZEROES:
+                self.source.write_zeroes(job.file_offset, job.size_bytes)
             else:
                 self.source.discard(job.file_offset, job.size_bytes)
         except OSError as error:

@@ -17,7 +17,7 @@ from errno import EINVAL, EROFS
 from common import limits
 from common.errors import WireError
 from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
-from common.wire_v1 import Record
+from common.wire_v1 import Record, RequestFlag
 from host.usb.extents import Extents
 
 
@@ -169,7 +169,7 @@ class UsbCore:
         if request.op is Op.WRITE and size > limits.MAX_REQUEST_BYTES:
             raise WireError(f"a write of {size} bytes is more than {limits.MAX_REQUEST_BYTES}: {request}")
         self._sequence += 1
-        work = Work(self._sequence, request, served, size, status=_refusal(request, served))
+        work = Work(self._sequence, request, served, size, status=_refusal(request, served, self._ordered))
         if work.status and not (request.op is Op.WRITE and size):
             return None, [Answer(Response.to(request, work.status), work.sequence, 0, 0)]
         export.work[request.request_id] = work
@@ -336,12 +336,17 @@ class UsbCore:
         }
 
 
-def _refusal(request: Request, served: Served) -> int:
-    if request.flags:  # v0 has none: to ignore one could break a promise it stands for
+# No source gives space back for WRITE_ZEROES, so NO_UNMAP asks for nothing more.
+_FLAGS = {Op.WRITE: int(RequestFlag.FUA), Op.WRITE_ZEROES: int(RequestFlag.NO_UNMAP)}
+
+
+def _refusal(request: Request, served: Served, v0: bool) -> int:
+    known = 0 if v0 else _FLAGS.get(request.op, 0)
+    if request.flags & ~known:  # to ignore one could break a promise it stands for
         return EINVAL
     if out_of_bounds(request.op, request.lba, request.blocks, served.record, limits.MAX_REQUEST_BYTES) is not None:
         return EINVAL
-    if served.read_only and request.op in (Op.WRITE, Op.DISCARD):
+    if served.read_only and request.op in (Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES):
         return EROFS
     return 0
 

@@ -75,8 +75,9 @@ class Usb:
             case "detach":
                 self._tell_link()
             case "restart":
-                if self._attachment is not None:
-                    self._attachment.restart(str(note["reason"]))
+                here = self._attachment
+                if here is not None and here.epoch == int(note["epoch"]):  # else it has begun anew already
+                    here.restart(str(note["reason"]))
             case "online":
                 self._session_id = int(note["session_id"])
             case "control":

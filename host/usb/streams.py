@@ -73,9 +73,15 @@ class Streams:
         self._paused = False
 
     def pause(self) -> None:
-        """Make no call on the device: another thread is in one, and usbfs lets only one in at a time."""
+        """Make no call on the device: another thread is in one, and usbfs lets only one in at a time.
+
+        Control requests that wait for their turn were meant for the epoch that is over: ESTALE.
+        """
         self._paused = True
         self.forget()
+        waiting, self._controls = self._controls, deque()
+        for _, answered in waiting:
+            answered(errno.ESTALE, b"")
 
     def resume(self) -> None:
         self._paused = False

@@ -42,8 +42,17 @@ def host(gadget: Runtime) -> Iterator[V0Host]:
 def serving(host: V0Host) -> V0Host:
     host.configure()
     host.serve()
-    await_event(f"{DEVICE}", DEVICE.exists)
+    await_event(f"{DEVICE}", openable)
     return host
+
+
+def openable() -> bool:
+    """The node comes a moment before its disk (ENXIO)."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDONLY))
+    except OSError:
+        return False
+    return True
 
 
 def test_the_host_sees_smoos_interface_with_its_four_endpoints_in_order(host: V0Host) -> None:
@@ -118,6 +127,20 @@ def test_the_hosts_errno_fails_that_request_and_no_other(host: V0Host, number: i
             os.pwritev(fd, [buffer], 8 * 512)
         assert caught.value.errno == number
         assert os.pwritev(fd, [buffer], 16 * 512) == 4096
+    finally:
+        os.close(fd)
+
+
+def test_a_fua_write_is_a_write_and_a_flush_to_a_v0_host(host: V0Host) -> None:
+    """Issue 4, items 1 and 6: v0 has no FUA, and the promise is kept all the same."""
+    serving(host)
+    fd = os.open(DEVICE, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
+    try:
+        at = len(host.requests)
+        assert os.pwritev(fd, [mmap.mmap(-1, 4096)], 0) == 4096
+        asked = [(request.op, request.flags) for request in host.requests[at:] if request.op is not Op.READ]
+        # The second FLUSH is the block layer's own: blkdev_write_iter flushes behind its FUA write.
+        assert asked == [(Op.WRITE, 0), (Op.FLUSH, 0), (Op.FLUSH, 0)]
     finally:
         os.close(fd)
 

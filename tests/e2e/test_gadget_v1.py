@@ -14,7 +14,7 @@ import pytest
 
 from bus.runtime import Runtime, Side, living
 from common.wire import ExportRecord, Op
-from common.wire_v1 import CONTROL_TYPE_V1, ControlV1, Hello
+from common.wire_v1 import CONTROL_TYPE_V1, ControlV1, ExportFlag, ExportV1, Hello, RequestFlag
 from tests.e2e.v0_host import V0Host, await_event, enumerated
 from tests.e2e.v1_host import V1Host
 from tools.demo import inside
@@ -206,6 +206,51 @@ def test_the_same_epoch_again_replaces_the_set_without_disturbing_what_runs(host
     assert host.resyncs == 0 and host.status().export_count == 2
     names = {export["name"] for export in inside.status(Side.GADGET)["exports"]}
     assert names == {"disk", "other"}
+
+
+def test_a_read_only_export_is_a_read_only_block_device(host: V1Host) -> None:
+    """Issue 4, item 1."""
+    host.online()
+    rom = ExportV1(ExportRecord(0xB00C, 512, 1 << 20), ExportFlag.READ_ONLY, name="rom")
+    host.exports = (*host.exports, rom)
+    host.announce()
+
+    def device() -> Path | None:
+        host.status()  # a silent host parks
+        found = [e for e in inside.status(Side.GADGET)["exports"] if e["name"] == "rom" and e["state"] == "live"]
+        return Path(found[0]["device"]) if found and found[0]["read_only"] else None
+
+    node = await_event("the read-only device", device)
+    assert node is not None
+    assert (Path("/sys/block") / node.name / "ro").read_text().strip() == "1"
+    with node.open("r+b", buffering=0) as disk:
+        assert len(disk.read(4096)) == 4096
+        with pytest.raises(PermissionError):
+            disk.write(bytes(512))
+
+
+def test_fua_and_flush_reach_the_host_and_a_plain_write_has_neither(host: V1Host) -> None:
+    """Issue 4, item 1."""
+    host.online()
+    assert (Path("/sys/block") / DEVICE.name / "queue/fua").read_text().strip() == "1"
+    assert (Path("/sys/block") / DEVICE.name / "queue/write_cache").read_text().strip() == "write back"
+    buffer = mmap.mmap(-1, 4096)
+    synced = [(Op.WRITE, int(RequestFlag.FUA)), (Op.FLUSH, 0)]  # blkdev_write_iter flushes behind its own FUA
+    for flags, expected in ((0, [(Op.WRITE, 0)]), (os.O_DSYNC, synced)):
+        at = len(host.records)
+        fd = direct(flags)
+        try:
+            assert os.pwritev(fd, [buffer], 0) == 4096
+            assert [(r.op, r.mark) for r in host.records[at:] if r.op is not Op.READ] == expected
+        finally:
+            os.close(fd)
+    fd = direct()
+    try:
+        os.pwritev(fd, [buffer], 0)
+        os.fsync(fd)
+        assert host.records[-1].op is Op.FLUSH
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 40, b"\xff" * 200])

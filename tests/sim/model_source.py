@@ -5,17 +5,13 @@ tests/e2e/test_host_attachment.py::test_discard_frees_the_bytes). A killed sourc
 were in while the process dies: the successor is forked only after that (the pidfd tells of the last thread).
 """
 
-import errno
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common import limits
-from common.wire import Op
 from host.source.core import Job
+from host.source.interface import Can, Geometry, Source
 from tests.sim.world import World
-
-if TYPE_CHECKING:
-    pass
 
 
 class Disk:
@@ -33,29 +29,53 @@ class _NoMoreWork(BaseException):
     """Ends the loop of a worker after one job."""
 
 
-class SimFile:
-    """host.source.file.SourceFile."""
+class SimSource(Source):
+    """host.source.file.FileSource, opened by the name of its disk."""
 
     disks: dict[str, Disk] = {}
 
-    def __init__(self, path: Any, record: Any, read_only: bool) -> None:
-        self.path, self.read_only, self.failed = path, read_only, None
-        self.disk = SimFile.disks[str(path)]
+    def __init__(self, name: str, read_only: bool) -> None:
+        self.disk, self.identity = SimSource.disks[name], f"disk {name}"
+        self.geometry = Geometry(len(self.disk.bytes))
+        self.can = Can(0) if read_only else Can.WRITE | Can.DISCARD | Can.WRITE_ZEROES
 
-    def do(self, job: Job, arena: memoryview) -> int:
-        start, end = job.file_offset, job.file_offset + job.size_bytes
-        self.disk.world.counts[f"source {job.op.name}"] += 1
-        if job.op is Op.READ:
-            arena[job.arena_offset : job.arena_offset + job.size_bytes] = self.disk.bytes[start:end]
-        elif job.op is Op.WRITE:
-            self.disk.bytes[start:end] = arena[job.arena_offset : job.arena_offset + job.size_bytes]
-        elif job.op is Op.DISCARD:
-            self.disk.bytes[start:end] = bytes(job.size_bytes)
-        elif job.op is Op.FLUSH:
-            self.disk.durable = bytes(self.disk.bytes)
-        else:
-            return errno.EINVAL
-        return 0
+    def close(self) -> None: ...
+
+    def _read(self, offset: int, into: memoryview) -> None:
+        self._count("READ")
+        into[:] = self.disk.bytes[offset : offset + len(into)]
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        self._count("WRITE")
+        self.disk.bytes[offset : offset + len(data)] = data
+
+    def _flush(self) -> None:
+        self._count("FLUSH")
+        self.disk.durable = bytes(self.disk.bytes)
+
+    def _discard(self, offset: int, size_bytes: int) -> None:
+        self._count("DISCARD")
+        self.disk.bytes[offset : offset + size_bytes] = bytes(size_bytes)
+
+    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+        self._count("WRITE_ZEROES")
+        self.disk.bytes[offset : offset + size_bytes] = bytes(size_bytes)
+
+    def _count(self, what: str) -> None:
+        self.disk.world.counts[f"source {what}"] += 1
+
+
+class SimLatch:
+    """host.source.latch.Latch: no disk of the simulator fails yet."""
+
+    reason: str | None = None
+
+    @staticmethod
+    def of(runtime: Any, export_id: int) -> "SimLatch":
+        return SimLatch()
+
+    def set(self, reason: str) -> None:
+        raise AssertionError(reason)
 
 
 class JobQueue:
@@ -81,7 +101,7 @@ class JobQueue:
         while self._jobs and self.running < limits.SOURCE_THREADS and self._process.alive:
             job = self._jobs.popleft()
             self.running += 1
-            disk = self.work.__self__._file.disk
+            disk = self.work.__self__._executor.source.disk
             most = disk.slow_s if world.random.random() < disk.slow_share else 1e-3
             world.soon(lambda job=job: self._run(job), 20e-6, most)  # type: ignore[misc]
 

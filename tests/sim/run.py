@@ -23,7 +23,7 @@ from tests.sim.checker import BLOCK, Checker
 from tests.sim.faults import Faults
 from tests.sim.model_bus import Hub, SimContext
 from tests.sim.model_link import Link
-from tests.sim.model_source import Disk, SimFile
+from tests.sim.model_source import Disk, SimLatch, SimSource
 from tests.sim.processes import Process, SimThread
 from tests.sim.workload import Workload
 from tests.sim.world import World
@@ -227,7 +227,7 @@ class Run:
     def _shell(module: Any, name: str, role: SimRole) -> Any:
         """What the module's `start` does, and the object it makes."""
         made: list[Any] = []
-        kind = "Source" if name == "_source" else name
+        kind = "SourceRole" if name == "_source" else name
         original = getattr(module, kind)
 
         class Kept(original):  # type: ignore[misc, valid-type]
@@ -373,7 +373,7 @@ _QUEUE, _GUSB, _HUSB = "gadget.ublk.role", "gadget.usb.role", "host.usb.role"
 def substituted(run: Run) -> Iterator[None]:
     """The models in the places of what they model, for one run."""
     model_ublk.Control.driver = run.driver
-    SimFile.disks = run.disks
+    SimSource.disks = run.disks
     random = SimpleNamespace(randbits=run.world.random.getrandbits)
     pids = SimpleNamespace(getpid=lambda: run.current_process.pid, strerror=os.strerror)
     table: list[tuple[str, str, Any]] = [
@@ -418,7 +418,9 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.source.role", "Arena", SimArena),
         ("host.source.role", "Thread", model_source.WorkerThread),
         ("host.source.role", "SimpleQueue", model_source.JobQueue),
-        ("host.source.role", "SourceFile", SimFile),
+        ("host.source.role", "parse", lambda name: name),
+        ("host.source.role", "open_source", SimSource),
+        ("host.source.role", "Latch", SimLatch),
         ("gadget.usb.role", "UsbCore", _counting(run, gadget.usb.core.UsbCore, "link")),
         ("host.session.role", "SessionCore", _counting(run, host.session.core.SessionCore, "state")),
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),

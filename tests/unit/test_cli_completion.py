@@ -33,7 +33,7 @@ def complete(line: str, cwd: Path = ROOT) -> set[str]:
     """What bash offers at the end of `line`."""
     words = line.split(" ")
     array = " ".join(f"'{word}'" for word in words)
-    program = f"replug() {{ PYTHONPATH={ROOT} {sys.executable} -m tools.cli \"$@\"; }}\n{script(grammar())}\n"
+    program = f'replug() {{ PYTHONPATH={ROOT} {sys.executable} -m tools.cli "$@"; }}\n{script(grammar())}\n'
     program += f'COMP_WORDS=({array}); COMP_CWORD={len(words) - 1}; _replug; printf "%s\\n" "${{COMPREPLY[@]}}"'
     bash = shutil.which("bash") or "bash"
     done = subprocess.run([bash, "-c", program], cwd=cwd, capture_output=True, text=True, check=True, env=os.environ)

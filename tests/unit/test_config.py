@@ -78,9 +78,7 @@ def test_a_file_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixt
         ("[gadget]\nudc = \n", ": not TOML: Invalid value (at line 2, column 7)"),
     ],
 )
-def test_a_fault_names_file_line_and_key(
-    file: Path, capsys: pytest.CaptureFixture[str], text: str, fault: str
-) -> None:
+def test_a_fault_names_file_line_and_key(file: Path, capsys: pytest.CaptureFixture[str], text: str, fault: str) -> None:
     file.write_text(text)
     assert main(["config", "check", str(file)]) == Exit.BAD_INPUT
     assert capsys.readouterr().err.startswith(f"replug: {file}{fault}")
@@ -143,6 +141,6 @@ def test_the_line_of_a_key(keys: tuple[str, ...], line: int | None) -> None:
     assert line_of(TRICKY, keys) == line
 
 
-@given(st.text(alphabet='ab="\'[]{}#\\\n. ,', max_size=60))
+@given(st.text(alphabet="ab=\"'[]{}#\\\n. ,", max_size=60))
 def test_the_scan_ends_on_any_text(text: str) -> None:
     line_of(text, ("no", "such"))

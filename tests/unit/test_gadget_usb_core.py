@@ -1,12 +1,13 @@
 """The gadget's usb core: the link table, replay after a loss, and the fence after a queue's death."""
 
 import itertools
+from errno import EOPNOTSUPP
 
 import pytest
 
 from common.errors import Illegal, WireError
-from common.wire import ExportRecord, Op, Response
-from common.wire_v1 import Record
+from common.wire import ExportRecord, Op, Request, Response
+from common.wire_v1 import Record, RequestFlag
 from gadget.usb.core import Copy, Done, Fill, Release, Send, UsbCore
 from gadget.usb.link import TABLE, Event, Link, Step
 
@@ -250,6 +251,69 @@ def test_an_update_within_an_epoch_disturbs_nothing_that_is_out() -> None:
     (send,) = sent(core)
     assert core.on(Event.UPDATED) == (Step.ASK_SESSION,)
     assert core.arrived(record_of(send, data_bytes=4096))[-1] == Done(ROLE, 1, 1, 0)
+
+
+# -- FUA ---------------------------------------------------------------------------------------------------------
+def fua_write(sequence: int, slot: int) -> list[int]:
+    return [sequence, int(Op.WRITE), slot, 0, 1, int(RequestFlag.FUA)]
+
+
+def test_a_fua_write_to_a_v0_host_is_a_write_and_then_a_flush() -> None:
+    core = online()
+    core.ask(ROLE, 1, [fua_write(1, 3)])
+    (first,) = sent(core)
+    assert (first.pending.request.op, first.pending.request.flags) == (Op.WRITE, 0)
+    core.left(first.pending, core.epoch)
+    write = answer(first)
+    assert core.answered(write) == []
+    (second,) = sent(core)
+    assert second.pending.request == Request(Op.FLUSH, 3, RECORD.export_id, 0, 0) and second.payload_bytes == 0
+    assert core.answered(answer(second)) == [Done(ROLE, 1, 1, 0)]
+
+
+def test_a_fua_write_that_a_v0_host_refuses_is_not_flushed() -> None:
+    core = online()
+    core.ask(ROLE, 1, [fua_write(1, 3)])
+    (send,) = sent(core)
+    core.left(send.pending, core.epoch)
+    assert core.answered(answer(send, 28)) == [Done(ROLE, 1, 1, 28)]
+
+
+def test_a_link_lost_between_its_halves_begins_a_fua_write_anew() -> None:
+    """The host may have been switched off meanwhile: a FLUSH alone would cover nothing."""
+    for take_flush in (True, False):
+        core = online()
+        core.ask(ROLE, 1, [fua_write(1, 3)])
+        (send,) = sent(core)
+        core.left(send.pending, core.epoch)
+        core.answered(answer(send))
+        if take_flush:
+            assert sent(core)[0].pending.request.op is Op.FLUSH
+        core.on(Event.ENABLED)
+        core.v0 = False
+        core.agree(frozenset({RECORD.export_id}))
+        core.on(Event.AGREED)
+        (again,) = sent(core)
+        assert (again.pending.request.op, again.pending.request.flags) == (Op.WRITE, RequestFlag.FUA)
+
+
+def test_write_zeroes_is_carried_by_v1_and_refused_for_v0_so_that_the_block_layer_writes_them() -> None:
+    for v0 in (True, False):
+        core = online()
+        core.v0 = v0
+        core.ask(ROLE, 1, [[1, int(Op.WRITE_ZEROES), 0, 0, 8, 0], read(2, 1)])
+        assert core.unspeakable() == ([Done(ROLE, 1, 1, EOPNOTSUPP)] if v0 else [])
+        assert [s.pending.request.op for s in sent(core)] == [Op.READ] if v0 else [Op.WRITE_ZEROES, Op.READ]
+
+
+def test_v1_carries_fua_as_it_is() -> None:
+    core = online()
+    core.v0 = False
+    core.ask(ROLE, 1, [fua_write(1, 3)])
+    (send,) = sent(core)
+    core.left(send.pending, core.epoch)
+    assert send.pending.request.flags == RequestFlag.FUA
+    assert core.arrived(record_of(send)) == [Done(ROLE, 1, 1, 0)]
 
 
 # -- v1 ----------------------------------------------------------------------------------------------------------

@@ -385,6 +385,22 @@ def test_control_requests_go_one_after_the_other_and_a_stall_is_an_answer(told: 
     assert told.heard[1:] == [("controlled", 1, 0, b"x" * 16), ("controlled", 2, errno.EPIPE, b"")]
 
 
+def test_a_control_request_that_waits_when_an_epoch_ends_is_never_made(told: Told) -> None:
+    """Seen in the guest: a CONFIG of the epoch before went out in the next one, behind a STATUS that had been slow."""
+    usbfs = attached(told)
+    told.here.control(ControlRequest(1, 0xA1, 3, b"", 16))
+    told.here.control(ControlRequest(2, 0x41, 0x52, b"of this epoch", 0))
+    usbfs.fail(IN, errno.EPIPE)
+    until(told, lambda: told.has("restarted"))
+    usbfs.end(usbfs.control(), 0, b"x" * 16)
+    until(told, lambda: told.has("controlled") == 2)
+    assert [event for event in told.heard if event[0] == "controlled"] == [
+        ("controlled", 2, errno.ESTALE, b""),
+        ("controlled", 1, 0, b"x" * 16),
+    ]
+    assert not any(urb.kind is UrbKind.CONTROL for urb in usbfs.pending.values())
+
+
 def test_a_control_request_that_is_not_answered_times_out(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CONTROL_TIMEOUT_MS", 50)
     attached(told)

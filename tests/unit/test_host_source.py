@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -345,3 +346,37 @@ def test_directory_is_refused(tmp_path: Path) -> None:
 def test_missing_file_is_enoent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_file(tmp_path / "none", False)
+
+
+def test_a_fua_write_is_synced_before_it_is_answered_and_a_plain_one_is_not(
+    opened: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    arena = memoryview(bytearray(ARENA))
+    assert opened.do(job(Op.WRITE), arena) == 0 and synced == []
+    assert opened.do(replace(job(Op.WRITE), fua=True), arena) == 0 and len(synced) == 1
+
+
+def test_a_fua_write_whose_sync_fails_is_told_and_latches_the_export(
+    opened: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    arena = memoryview(bytearray(ARENA))
+    assert opened.do(replace(job(Op.WRITE), fua=True), arena) == errno.EIO
+    assert opened.failed is not None
+
+
+def test_fua_reaches_the_job() -> None:
+    assert core().requests([[1, Op.WRITE, 8192, 3, 2, 1]]) == [Job(1, 1, Op.WRITE, 8192, 3 * BLOCK, 2 * BLOCK, True)]
+
+
+def test_write_zeroes_zeroes_exactly_its_blocks(opened: Executor, image: Path) -> None:
+    image.write_bytes(b"\xff" * SIZE)
+    assert opened.do(job(Op.WRITE_ZEROES, 3, 2), memoryview(bytearray(ARENA))) == 0
+    expected = bytearray(b"\xff" * SIZE)
+    expected[3 * BLOCK : 5 * BLOCK] = bytes(2 * BLOCK)
+    assert image.read_bytes() == expected

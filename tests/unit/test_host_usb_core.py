@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common import limits
 from common.errors import WireError
 from common.wire import ExportRecord, Op, Request, Response
+from common.wire_v1 import Record
 from host.usb.core import Action, Answer, Dispatch, Served, Take, UsbCore
 from host.usb.extents import Extents
 
@@ -344,3 +345,36 @@ def test_whatever_happens_everything_is_answered_and_all_space_comes_back(steps:
     assert model.ids == set()
     for count in model.usb.counts().values():
         assert count == {"in_flight": 0, "at_source": 0, "orphans": 0, "arena_bytes": 0}
+
+
+@pytest.mark.parametrize(
+    ("version", "op", "flags", "status"),
+    [(0, Op.WRITE, 1, EINVAL), (1, Op.WRITE, 1, 0), (1, Op.WRITE, 3, EINVAL), (1, Op.READ, 1, EINVAL)],
+)
+def test_a_flag_is_known_or_its_request_refused(version: int, op: Op, flags: int, status: int) -> None:
+    usb = core()
+    usb.detach()
+    usb.attach(version)
+    _, actions = usb.requested(Record(op, flags, 1, 0x11, 0, 1))
+    takes = [action.sequence for action in actions if isinstance(action, Take)]
+    for sequence in takes:
+        actions = usb.taken(sequence)
+    if status:
+        assert [action.response.status for action in actions if isinstance(action, Answer)] == [status]
+    else:
+        assert [action.item[5] for action in actions if isinstance(action, Dispatch)] == [flags]
+
+
+def test_v1_writes_do_not_wait_for_one_another() -> None:
+    """v0 payloads come in the order of their Requests; v1's say whose they are."""
+    usb = core()
+    usb.detach()
+    usb.attach(1)
+    blocks = limits.MAX_REQUEST_BYTES // BLOCK
+    for number in range(limits.HOST_ARENA_BYTES // limits.MAX_REQUEST_BYTES):
+        usb.requested(Record(Op.WRITE, 0, number, 0x11, 0, blocks))
+    assert usb.requested(Record(Op.WRITE, 0, 99, 0x11, 0, blocks))[1] == [], "no space: it waits"
+    other = Served(ExportRecord(0x33, BLOCK, 1 << 20), "other", False)
+    usb.offer([DISK, ROM, other])
+    (take,) = usb.requested(Record(Op.WRITE, 0, 1, 0x33, 0, 1))[1]
+    assert isinstance(take, Take) and take.export_id == 0x33
