@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim e2e vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos e2e vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -39,6 +39,10 @@ unit: setup ## unit tests and the fixed seeds of the simulator, on this machine
 
 sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
 	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
+
+chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50)
+	@timeout --foreground -k 20 7200 $(RUN) -m tools.vm run --timeout 7000 -- \
+		env SEED=$(SEED) N=$(N) $(RUN) -m tests.chaos
 
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
