@@ -20,7 +20,7 @@ from bus.envelope import Body, Kind
 from bus.lane import LaneClient, LaneServer
 from bus.loop import Loop
 from bus.runtime import Runtime, take_name, write_reason
-from common import limits
+from common import limits, trace
 from common.errors import Gone, Refused, ReplugError, RoleExit
 from common.log import Level, Log
 
@@ -51,7 +51,11 @@ class Role:
         self.on_drain: Callable[[], None] = lambda: self.loop.stop(RoleExit.DRAINED)
         self.status: Callable[[], dict[str, Any]] = dict
         self._ready = False
-        self._methods: dict[str, Method] = {"status": self._call_status, "log_level": self._call_log_level}
+        self._methods: dict[str, Method] = {
+            "status": self._call_status,
+            "log_level": self._call_log_level,
+            "trace": self._call_trace,
+        }
         self._control = ControlServer(
             self.loop,
             self.context,
@@ -148,11 +152,16 @@ class Role:
         self.log.level = Level[str(arguments["level"]).upper()]
         return self.log.level.name.lower()
 
+    def _call_trace(self, arguments: Arguments) -> str:
+        trace.arm(arguments)
+        return str(arguments["name"])
+
 
 def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
     status: int
     try:
+        trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
         role = Role(birth)
         start(role)
         status = role.loop.run()

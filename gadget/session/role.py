@@ -12,7 +12,7 @@ from typing import Any
 
 from bus.envelope import Body, Kind
 from bus.role import Role
-from common import limits
+from common import limits, trace
 from common.errors import WireError
 from common.wire_v1 import ExportV1
 from gadget.session.core import adopt, configure, exports_of
@@ -111,6 +111,7 @@ class Session:
             self._configure(exports_of(body["data"], int(body["version"])), int(body["count"]))
 
     def _configure(self, exports: tuple[ExportV1, ...], count: int) -> None:
+        trace.point("session.configuring")
         decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE)
         for export_id, why in decision.refused.items():
             self._role.log.warning(f"export {export_id:#x}: {why}")
@@ -119,6 +120,7 @@ class Session:
             save(self._path, self._state)  # before any device is made
         self._agreed, self._refused, self._answered = decision.agreed, decision.refused, count
         self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
+        trace.point("session.saved")
         self._want_queues()
         self._tell_usb()
 

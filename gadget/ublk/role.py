@@ -16,7 +16,7 @@ from bus.arena import Arena, slot_bytes
 from bus.envelope import Body, Kind
 from bus.role import Role
 from bus.runtime import Runtime
-from common import limits
+from common import limits, trace
 from common.errors import Gone, Refused, WireError
 from common.iostats import IoStats
 from common.wire import Op
@@ -123,7 +123,9 @@ class Queue:
         self._core = QueueCore(self._block_size, self._depth)
         self._taken = [None] * self._depth
         address = self._arena.address
+        trace.point("queue.fetching")
         device.fetch_all(lambda tag: address + tag * slot)
+        trace.point("queue.fetched")
         self._device = device
         role.loop.watch(device.eventfd, self._requests)
         self._usb = role.connect("usb", "data", self._hello, self._usb_arrived, self._completions)
@@ -150,6 +152,7 @@ class Queue:
         self._role.loop.after(_RETRY_S, step)
 
     def _started(self) -> None:
+        trace.point("queue.started")
         self._waits_for = "its queue limits to be set"
         self._settling = True
         self._role.log.info(
@@ -183,6 +186,7 @@ class Queue:
                 continue
             self._batch.append(self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags)).message())
             self._taken[tag] = now, wire_op
+            trace.point("queue.request.taken")
         if device.stopped:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
 
@@ -197,6 +201,7 @@ class Queue:
                 self._commit(device, commit)
 
     def _commit(self, device: QueueDevice, commit: Commit) -> None:
+        trace.point("queue.committing")
         device.commit(commit.tag, commit.result)
         taken, self._taken[commit.tag] = self._taken[commit.tag], None
         if taken is not None:
@@ -224,6 +229,8 @@ class Queue:
             # False: usb is dead or not there yet. Its successor is told everything outstanding.
             self._usb.send(Kind.REQUESTS, batch[start : start + limits.MAX_BATCH])
         self._device.submit()
+        if batch:
+            trace.point("queue.requests.sent")
 
     def _status(self) -> dict[str, Any]:
         now = time.monotonic()

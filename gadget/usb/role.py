@@ -14,7 +14,7 @@ from bus.envelope import Body, Kind
 from bus.keeping import Keeping
 from bus.role import Role
 from bus.runtime import Runtime
-from common import limits
+from common import limits, trace
 from common.errors import Gone, WireError
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
@@ -126,6 +126,7 @@ class Usb:
             self._transport.start_over("the host began a new epoch without setting its interface anew")
         else:
             self._handshake.take(config)
+            trace.point("usb.configured")
             self._event(Event.CONFIGURED)
             if self._core.link is Link.HANDSHAKE:
                 self._core.v0 = config.peer is Peer.V0
@@ -206,6 +207,7 @@ class Usb:
     def record(self, record: Record, address: int) -> None:
         """v1: a Response, or a fragment of its data at `address`. WireError goes to the data plane."""
         self._heard()
+        trace.point("usb.answer.arrived")
         for action in self._core.arrived(record):
             if isinstance(action, Copy):
                 ctypes.memmove(self._address(action.pending) + action.offset, address, action.size_bytes)
@@ -240,10 +242,12 @@ class Usb:
             self._do(self._core.unspeakable())
             for send in self._core.dispatch():
                 self._counts["requests"] += 1
+                trace.point("usb.request.sending")
                 self._transport.send(send, self._core.epoch, self._address(send.pending))
         self._transport.submit()
         for role, batch in self._completions.items():
             if batch:
+                trace.point("usb.completions.sending")
                 self._completions[role] = []
                 for start in range(0, len(batch), limits.MAX_BATCH):
                     # False: that queue is dead. The kernel reissues what it had.

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from bus.loop import Loop, Timer
 from bus.runtime import Runtime
-from common import limits
+from common import limits, trace
 from common.errors import Gone
 from common.log import Log
 from gadget.usb import kept, udc
@@ -237,6 +237,7 @@ class Transport:
         if self._peer is Peer.V0 and self._unread.poll(0):
             return  # an event may end this epoch: first hear it
         self._planes[self._peer].pump()
+        trace.point("usb.transfers.submitted")
         if self._peer is Peer.V0 and self._unread.poll(0):
             self._doubtful = True  # which epoch did those go into? (v1 frames say theirs)
 

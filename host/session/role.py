@@ -13,7 +13,7 @@ from uuid import UUID
 from bus.envelope import Body, Kind
 from bus.loop import Timer
 from bus.role import Role
-from common import limits, wire
+from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
@@ -80,6 +80,7 @@ class Session:
             case Step.ASK_IDENT:
                 self._ask(Control.IDENT)
             case Step.SEND_CONFIG:
+                trace.point("session.announcing")
                 self._announce()
             case Step.ASK_STATUS:
                 self._ask(Control.STATUS)

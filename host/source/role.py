@@ -14,7 +14,7 @@ from typing import Any
 from bus.arena import Arena
 from bus.envelope import Body, Kind
 from bus.role import Role
-from common import limits
+from common import limits, trace
 from common.errors import Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
 from common.wire import ExportRecord
@@ -61,6 +61,7 @@ class SourceRole:
         if kind is Kind.REQUESTS and self._draining:
             return  # usb keeps them for our successor
         if kind is Kind.REQUESTS:
+            trace.point("source.requests.received")
             self._do(self._core.requests(body))
         elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "arena":
             self._map(str(body.get("owner")), body.get("generation"))
@@ -96,6 +97,7 @@ class SourceRole:
         while True:
             job = self._jobs.get()
             began = time.monotonic()
+            trace.point("source.thread.working")
             status = self._executor.do(job, self._arenas[job.generation].memory)
             took_s = time.monotonic() - began
             self._role.loop.post(
@@ -103,6 +105,7 @@ class SourceRole:
             )
 
     def _finished(self, job: Job, status: int, took_s: float) -> None:
+        trace.point("source.finished")
         self._stats.done(job.op, job.size_bytes, took_s, bool(status), time.monotonic())
         if status:
             self._counts["failed"] += 1

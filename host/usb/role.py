@@ -9,7 +9,7 @@ from typing import Any
 from bus.arena import Arena
 from bus.envelope import Body, Kind
 from bus.role import Role
-from common import limits
+from common import limits, trace
 from common.errors import WireError
 from common.wire import Control, ExportRecord
 from common.wire_v1 import ControlV1, Record
@@ -131,6 +131,7 @@ class Usb:
     def _begin(self) -> None:
         assert self._attachment is not None
         self._announced, self._session_id = False, 0
+        trace.point("usb.epoch.begun")
         self._counts["epochs"] += 1
         self._core.attach(self._attachment.version)
         self._tell_link()
@@ -160,6 +161,7 @@ class Usb:
     def request(self, record: Record) -> int | None:
         """v1: a Request. WireError goes to the attachment, which begins a new epoch."""
         self._heard()
+        trace.point("usb.request.arrived")
         sequence, actions = self._core.requested(record)
         self._do(actions)
         return sequence
@@ -174,6 +176,7 @@ class Usb:
             raise WireError("a Request before our exports were announced: of a link that is over")
 
     def taken(self, sequence: int) -> None:
+        trace.point("usb.payload.taken")
         self._do(self._core.taken(sequence))
 
     def sent(self, sequence: int) -> None:
@@ -246,6 +249,7 @@ class Usb:
 
     def _answer(self, here: Attachment, answer: Answer) -> None:
         self._counts["responses"] += 1
+        trace.point("usb.answering")
         address = self._arenas[answer.response.export_id].address + answer.offset if answer.size_bytes else 0
         here.answer(answer, address)
 
@@ -255,6 +259,7 @@ class Usb:
         for role, batch in self._batches.items():
             if batch:
                 self._batches[role] = []
+                trace.point("usb.requests.forwarding")
                 for start in range(0, len(batch), limits.MAX_BATCH):
                     # False: that source is dead. Its successor gets all that is unanswered.
                     self._sources.send(role, Kind.REQUESTS, batch[start : start + limits.MAX_BATCH])
