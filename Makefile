@@ -33,9 +33,9 @@ lint: setup ## ruff, mypy --strict, and the import layers
 	timeout --foreground 300 $(RUN) -m mypy
 	timeout --foreground 120 $(VENV)/bin/lint-imports
 
-unit: setup ## unit tests and the fixed seeds of the simulator, on this machine
+unit: setup ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
-	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim
+	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos
 
 sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
 	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
