@@ -1,5 +1,7 @@
 """`make chaos SEED=... N=...`: N faults from one seed, upon both sides in a guest, under two verifying workloads.
 
+`make chaos EACH=3` strikes every event of the table, each kill point included, three times instead.
+
 A failure prints the seed and the step, and SEED with N of that step run it again (the events are the same; when they
 strike, the kernel's scheduler decides). Ends with the table, the memory of both sides, and a clean `down`.
 """
@@ -13,7 +15,7 @@ import time
 from pathlib import Path
 
 from bus.runtime import Side
-from tests.chaos.scenario import draw, kind_of, victims
+from tests.chaos.scenario import Event, draw, every, kind_of, victims
 from tests.chaos.table import Table
 from tests.chaos.workload import BLOCK, Violation, Workload
 from tools.demo import inside
@@ -27,8 +29,8 @@ _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
 
 def main() -> int:
     seed = int(os.environ.get("SEED") or time.time())
-    count = int(os.environ.get("N") or 50)
-    print(f"chaos: SEED={seed} N={count}", flush=True)
+    count, each = int(os.environ.get("N") or 50), int(os.environ.get("EACH") or 0)
+    print(f"chaos: SEED={seed} " + (f"EACH={each}" if each else f"N={count}"), flush=True)
     choose, table = random.Random(seed), Table()
     work = Path(tempfile.mkdtemp(prefix="replug-chaos-"))
     files = [work / "a.img", work / "b.img"]
@@ -40,8 +42,12 @@ def main() -> int:
         with inside.both_sides(*files) as bench:
             devices = [Path(bench.image_device), Path(bench.scratch_device)]
             loads = [Workload(d, b, seed, WORKERS) for d, b in zip(devices, BLOCKS, strict=True)]
-            for step in range(1, count + 1):
-                _strike(choose, loads, table, step, count)
+            roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
+            plan = [(event,) for _ in range(each) for event in every(roles)] or [
+                draw(choose, roles) for _ in range(count)
+            ]
+            for step, events in enumerate(plan, 1):
+                _strike(events, loads, table, f"{step}/{len(plan)}")
             for load in loads:
                 load.stop(LIMIT_S)
             memory = _memory()
@@ -53,13 +59,12 @@ def main() -> int:
     verified = judged + sum(load.bytes_checked for load in loads)
     print(table)
     print(f"cold Python start (import zmq) in this run: {cold * 1000:.0f} ms; {memory}")
-    print(f"chaos: pass, {count} faults, {verified >> 20} MiB verified, seed {seed}")
+    print(f"chaos: pass, {len(plan)} faults, {verified >> 20} MiB verified, seed {seed}")
     return 0
 
 
-def _strike(choose: random.Random, loads: list[Workload], table: Table, step: int, count: int) -> None:
+def _strike(events: tuple[Event, ...], loads: list[Workload], table: Table, step: str) -> None:
     before = inside.pids()
-    events = draw(choose, sorted(key for key in before if kind_of(key[1]) not in _QUIET))
     name = " and ".join(str(event) for event in events)
     _await(f"I/O in flight before: {name}", loads, lambda: all(load.in_flight() for load in loads))
     for load in loads:
@@ -77,7 +82,7 @@ def _strike(choose: random.Random, loads: list[Workload], table: Table, step: in
     if others:
         raise Violation(f"{name}: other processes changed too: {others}")
     table.add(name if len(events) == 1 else "two at once", pause)
-    print(f"{step}/{count}: {name}: paused {pause * 1000:.0f} ms", flush=True)
+    print(f"{step}: {name}: paused {pause * 1000:.0f} ms", flush=True)
 
 
 def _replaced(before: dict[tuple[Side, str], int], changed: set[tuple[Side, str]]) -> bool:

@@ -2,16 +2,21 @@
 
 import os
 import random
+import shutil
 import signal
+import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from bus.control import ask
 from bus.runtime import Runtime, Side, living
 from host.usb.usbfs import UsbFs
 
 OUT_S = 0.3  # how long a cable stays out
+REACH_S = 30.0  # for a role to come to a point that every I/O passes; the guest stalls
 STOPPED_S = 0.5  # how long a stopped process sleeps: shorter than the watchdog's patience
 
 
@@ -84,7 +89,69 @@ class Unplug:
             node.close()
 
 
-Event = Kill | Stop | Unplug
+# Steps of an I/O, and of a hand-shake that a reset of the device begins: where a kill is asked for (common/trace.py).
+POINTS: dict[tuple[Side, str], tuple[str, ...]] = {
+    (Side.GADGET, "queue"): ("queue.request.taken", "queue.requests.sent", "queue.committing"),
+    (Side.GADGET, "usb"): (
+        "usb.request.sending",
+        "usb.transfers.submitted",
+        "usb.answer.arrived",
+        "usb.completions.sending",
+    ),
+    (Side.HOST, "usb"): ("usb.request.arrived", "usb.payload.taken", "usb.requests.forwarding", "usb.answering"),
+    (Side.HOST, "source"): ("source.requests.received", "source.thread.working", "source.finished"),
+}
+RESET_POINTS: dict[tuple[Side, str], tuple[str, ...]] = {
+    (Side.GADGET, "usb"): ("usb.configured",),
+    (Side.GADGET, "session"): ("session.configuring", "session.saved"),
+    (Side.HOST, "usb"): ("usb.epoch.begun",),
+    (Side.HOST, "session"): ("session.announcing",),
+}
+
+
+@dataclass(frozen=True)
+class KillAt:
+    """kill -9 at the next time that the role comes to `point`; with `reset` the device is reset to bring it there."""
+
+    side: Side
+    role: str
+    point: str
+    reset: bool
+
+    def __str__(self) -> str:
+        return f"kill -9 {self.side} {kind_of(self.role)} at {self.point}"
+
+    def strike(self) -> None:
+        """Returns when the point was reached; RuntimeError if it never is."""
+        place = Path(tempfile.mkdtemp()) / "reached"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reached:
+            reached.bind(os.fspath(place))
+            reached.settimeout(REACH_S)
+            arming = {"name": self.point, "act": "kill", "tell": os.fspath(place)}
+            ask(Runtime(self.side), self.role, "trace", arming)
+            if self.reset:
+                Unplug(Cut.RESET).strike()
+            try:
+                reached.recv(200)
+            except TimeoutError:
+                raise RuntimeError(f"{self}: not reached within {REACH_S:g} s") from None
+        shutil.rmtree(place.parent)
+
+
+Event = Kill | KillAt | Stop | Unplug
+
+
+def points(roles: list[tuple[Side, str]]) -> list[KillAt]:
+    """Every kill point of these roles. Of several queues or sources only the first: one is as good as the other."""
+    found: dict[tuple[Side, str], str] = {}
+    for side, role in roles:
+        found.setdefault((side, kind_of(role)), role)
+    return [
+        KillAt(key[0], found[key], point, reset)
+        for table, reset in ((POINTS, False), (RESET_POINTS, True))
+        for key, names in table.items()
+        for point in names
+    ]
 
 
 def draw(choose: random.Random, roles: list[tuple[Side, str]]) -> tuple[Event, ...]:
@@ -92,21 +159,31 @@ def draw(choose: random.Random, roles: list[tuple[Side, str]]) -> tuple[Event, .
     killable = [Kill(side, role) for side, role in roles]
     stoppable = [Stop(side, role) for side, role in roles if role not in ("watchdog", "spawner")]
     cuts = [Unplug(cut) for cut in Cut]
-    pool: list[Event] = [*killable, *killable, *stoppable, *cuts, *cuts]
+    pool: list[Event] = [*killable, *points(roles), *stoppable, *cuts, *cuts]
     first = choose.choice(pool)
     if choose.random() < 2 / 3:
         return (first,)
     return (first, choose.choice([kill for kill in killable if kill != first and not _same(kill, first)]))
 
 
+def every(roles: list[tuple[Side, str]]) -> list[Event]:
+    """Each event of the table once: of several queues or sources the first."""
+    found: dict[tuple[Side, str], tuple[Side, str]] = {}
+    for key in roles:
+        found.setdefault((key[0], kind_of(key[1])), key)
+    one_each = list(found.values())
+    stops: list[Event] = [Stop(side, role) for side, role in one_each if role not in ("watchdog", "spawner")]
+    return [*(Unplug(cut) for cut in Cut), *(Kill(*key) for key in one_each), *points(one_each), *stops]
+
+
 def victims(events: tuple[Event, ...]) -> set[tuple[Side, str]]:
     """Whose process is another afterwards. A spawner's twin takes its place, and another takes the twin's."""
-    killed = {(e.side, e.role) for e in events if isinstance(e, Kill)}
+    killed = {(e.side, e.role) for e in events if isinstance(e, Kill | KillAt)}
     return killed | {(side, "twin") for side, role in killed if role == "spawner"}
 
 
 def _same(kill: Kill, other: Event) -> bool:
-    return isinstance(other, Stop) and (kill.side, kill.role) == (other.side, other.role)
+    return isinstance(other, Stop | KillAt) and (kill.side, kill.role) == (other.side, other.role)
 
 
 def kind_of(role: str) -> str:
