@@ -189,6 +189,15 @@ def test_deaths_before_ready_back_off_and_are_forgotten_when_it_is_ready(side: L
     side.until(lambda rows: rows["queue.a"]["state"] == "running", "running")
 
 
+def test_a_role_that_dies_at_once_after_ready_does_not_spin_and_status_says_why(side: LiveSide, tmp_path: Path) -> None:
+    wants = tmp_path / "wants"
+    wants.write_text(json.dumps([{"role": "queue.a", "entry": f"{ROLES}.brief", "args": {}}]))
+    side.up(RoleSpec("session", f"{ROLES}.asking", {"wants": str(wants)}), backoff_floor_s=2.0)
+    row = side.until(lambda rows: rows.get("queue.a", {}).get("phase") == "waiting", "a pause")["queue.a"]
+    assert row["state"] == "starting"
+    assert row["reason"] == "exit 10: died 4 times in a row within 1 s of ready: started again in 2 s"
+
+
 def test_a_dynamic_role_that_is_wanted_no_more_is_ended_and_retired(side: LiveSide, tmp_path: Path) -> None:
     wants, mark = tmp_path / "wants", tmp_path / "mark"
     queue = {"role": "queue.a", "entry": f"{ROLES}.steady", "args": {"mark": str(mark)}}
