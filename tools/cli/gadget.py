@@ -4,6 +4,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Refused
 from tools.cli import checks
+from tools.cli.claim import bringing_up
 from tools.cli.holders import holders_of
 from tools.cli.side import bring_up, refuse_second, say, take_down
 from tools.supervise.memory import Memory
@@ -16,14 +17,15 @@ def up(instance: str, udc: str | None, serial: str | None, queue_depth: int | No
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
     if queue_depth is not None and queue_depth < limits.MIN_QUEUE_DEPTH:
         raise Refused(f"--queue-depth {queue_depth}: below {limits.MIN_QUEUE_DEPTH} a dead queue is noticed too late")
-    refuse_second(runtime, "gadget up")
-    checks.load_modules()
-    checks.need_ublk()
-    controller = checks.need_udc(udc, f"replug-{instance}")
-    left = bool(devices(runtime))
-    usb_args = {"udc": controller} | ({"serial": serial} if serial else {})
-    session_args = {"queue_depth": queue_depth} if queue_depth else {}
-    bring_up(gadget_plan(instance, usb_args, session_args), runtime)
+    with bringing_up(runtime, "gadget up"):
+        refuse_second(runtime, "gadget up")
+        checks.load_modules()
+        checks.need_ublk()
+        controller = checks.need_udc(udc, f"replug-{instance}")
+        left = bool(devices(runtime))
+        usb_args = {"udc": controller} | ({"serial": serial} if serial else {})
+        session_args = {"queue_depth": queue_depth} if queue_depth else {}
+        bring_up(gadget_plan(instance, usb_args, session_args), runtime)
     say(f"gadget is up on {controller}" + (", its devices taken over" if left else ", waiting for a host"))
     return Exit.DONE
 

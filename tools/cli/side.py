@@ -51,12 +51,14 @@ def processes(runtime: Runtime, timeout_s: float = _ANSWER_S) -> Status:
 
 
 def refuse_second(runtime: Runtime, command: str) -> None:
-    """Refused while watchdog or spawner lives; a side whose supervision is dead is there to be taken over."""
+    """Refused (3) while watchdog or spawner lives; a side whose supervision is dead is there to be taken over."""
     if supervised(runtime):
         record = read_record(runtime, SPAWNER)
         who = f"pid {record.pid}" if record else "its watchdog"
         cure = f"'replug {runtime.side} down' ends it, --instance starts another"
-        raise Refused(f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}")
+        raise Refused(
+            f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}", Exit.BUSY
+        )
 
 
 def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":
