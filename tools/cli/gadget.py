@@ -5,9 +5,9 @@ from common import limits
 from common.errors import Exit, Refused
 from tools.cli import checks
 from tools.cli.claim import bringing_up
+from tools.cli.devices import devices, remove_forgotten
 from tools.cli.holders import holders_of
 from tools.cli.side import bring_up, refuse_second, say, take_down
-from tools.supervise.memory import Memory
 from tools.supervise.plan import gadget_plan
 
 
@@ -33,21 +33,17 @@ def up(instance: str, udc: str | None, serial: str | None, queue_depth: int | No
 def down(instance: str, force: bool) -> int:
     """Leave nothing behind. A holder of a device is named, and nothing changed, unless `force`."""
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
-    if not runtime.root.is_dir():
+    there, ours = runtime.root.is_dir(), devices(runtime)
+    if not there and not ours:
         raise Refused(f"gadget down: no gadget side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
     if not force:
-        for ublk_id in devices(runtime):
+        for ublk_id in ours:
             holders = holders_of(ublk_id)
             if holders:
                 cure = "let go of it, or use --force (its pending I/O then fails)"
                 raise Refused(f"/dev/ublkb{ublk_id}: in use by {', '.join(holders)}: {cure}", Exit.BUSY)
-    take_down(runtime)
-    say("gadget is down")
+    if there:
+        take_down(runtime)
+    forgotten = remove_forgotten(instance)
+    say("gadget is down" + (f", and {', '.join(forgotten)} that it had forgotten" if forgotten else ""))
     return Exit.DONE
-
-
-def devices(runtime: Runtime) -> list[int]:
-    """Numbers of the ublk devices of a side, living or dead."""
-    memory = Memory.load(runtime)
-    args = [spec.args for spec in (*memory.wanted, *memory.leaving)]
-    return [int(a["ublk_id"]) for a in args if "ublk_id" in a]

@@ -1,4 +1,4 @@
-"""A role that is ready, and dies at once."""
+"""A role that is ready, and dies soon after."""
 
 from bus.role import Role
 from common.errors import RoleExit
@@ -6,4 +6,4 @@ from common.errors import RoleExit
 
 def start(role: Role) -> None:
     role.ready()
-    role.loop.after(0.01, lambda: role.loop.stop(RoleExit.RESTART))
+    role.loop.after(0.1, lambda: role.loop.stop(RoleExit.RESTART))
