@@ -177,7 +177,7 @@ def test_a_second_serve_is_refused_and_changes_nothing(
     side: Runtime, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = all_living(side)
-    assert main(["host", "serve", str(tmp_path)]) == Exit.BAD_INPUT
+    assert main(["host", "serve", str(tmp_path)]) == Exit.BUSY
     assert error_of(capsys).startswith("host serve: host runs already as instance 'default': pid ")
     assert all_living(side) == before
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from common import limits
 from common.errors import Illegal
 from tools.supervise.core import Action, Ask, Core, Show, Signal, Spawn, describe_exit
 from tools.supervise.plan import RoleSpec, SupervisionLimits
@@ -100,6 +101,43 @@ def test_deaths_before_ready_back_off_from_floor_to_ceiling_and_ready_forgets_th
     born(core, pid=51, now=now)
     core.died("usb", 51, KILLED, None, now)
     assert core.next_deadline() == pytest.approx(now + BOUNDS.backoff_floor_s)
+
+
+def test_deaths_soon_after_ready_are_respawned_at_once_at_first_and_then_back_off_with_the_reason() -> None:
+    core, now, pauses = running(), 0.0, []
+    for pid in range(100, 100 + limits.SUDDEN_DEATHS + 9):
+        now += BOUNDS.healthy_s - 0.01
+        at_once = core.died("usb", pid, EXIT_10, "why", now)
+        due = core.next_deadline()
+        pauses.append(0.0 if orders(at_once) else round((due or 0.0) - now, 2))
+        if not orders(at_once):
+            assert core.roles["usb"].state is State.WAITING
+            often = f"{len(pauses)} times in a row within 1 s of ready"
+            assert core.roles["usb"].reason == f"exit 10: why: died {often}: started again in {pauses[-1]:g} s"
+            now += pauses[-1]
+            assert len(orders(core.tick(now))) == 1
+        born(core, pid=pid + 1, now=now)
+        core.ready("usb", (pid + 1) * 10, now)
+        core.ready("usb", (pid + 1) * 10, now + BOUNDS.healthy_s / 2)  # said again to another watchdog: not a new start
+        assert core.roles["usb"].reason == ""
+    assert pauses[: limits.SUDDEN_DEATHS + 3] == [0.0] * limits.SUDDEN_DEATHS + [0.05, 0.1, 0.2]
+    assert pauses[-1] == BOUNDS.backoff_ceiling_s
+
+
+@pytest.mark.parametrize("forgives", ["a healthy run", "a restart by the operator"])
+def test_a_respawn_is_at_once_again_after(forgives: str) -> None:
+    core = running()
+    for pid in range(100, 100 + limits.SUDDEN_DEATHS):
+        assert orders(core.died("usb", pid, KILLED, None, 0.0))
+        born(core, pid=pid + 1)
+        core.ready("usb", (pid + 1) * 10, 0.0)
+    if forgives == "a restart by the operator":
+        core.restart("usb", 0.0)
+    died_at = BOUNDS.healthy_s if forgives == "a healthy run" else 0.0
+    assert orders(core.died("usb", 100 + limits.SUDDEN_DEATHS, KILLED, None, died_at))
+    born(core, pid=200)
+    core.ready("usb", 2000, died_at)
+    assert orders(core.died("usb", 200, KILLED, None, died_at)), "the count begins anew"
 
 
 def test_exit_never_is_failed_with_its_reason_and_only_restart_tries_again() -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, Side, living
+from bus.runtime import Runtime, Side, living, start_ticks
+from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from tools.cli.side import bring_up, take_down
-from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill
-from tools.supervise.memory import failures_path
+from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, supervised
+from tools.supervise.memory import failures_path, memory_path
 from tools.supervise.plan import Plan, RoleSpec, SupervisionLimits
 
 ROLES = "tests.unit.roles"
@@ -189,6 +190,15 @@ def test_deaths_before_ready_back_off_and_are_forgotten_when_it_is_ready(side: L
     side.until(lambda rows: rows["queue.a"]["state"] == "running", "running")
 
 
+def test_a_role_that_dies_at_once_after_ready_does_not_spin_and_status_says_why(side: LiveSide, tmp_path: Path) -> None:
+    wants = tmp_path / "wants"
+    wants.write_text(json.dumps([{"role": "queue.a", "entry": f"{ROLES}.brief", "args": {}}]))
+    side.up(RoleSpec("session", f"{ROLES}.asking", {"wants": str(wants)}), backoff_floor_s=2.0)
+    told = "exit 10: died 4 times in a row within 1 s of ready: started again in 2 s"
+    row = side.until(lambda rows: rows.get("queue.a", {}).get("reason") == told, "a pause with its reason")["queue.a"]
+    assert (row["state"], row["phase"], row["pid"]) == ("starting", "waiting", None)
+
+
 def test_a_dynamic_role_that_is_wanted_no_more_is_ended_and_retired(side: LiveSide, tmp_path: Path) -> None:
     wants, mark = tmp_path / "wants", tmp_path / "mark"
     queue = {"role": "queue.a", "entry": f"{ROLES}.steady", "args": {"mark": str(mark)}}
@@ -284,6 +294,35 @@ def test_up_after_the_death_of_supervision_adopts_the_roles_that_live(side: Live
     side.spawners[0].wait(5.0)
     side.up(steady("usb"), steady("session"))
     assert pids(side.rows(), SPAWNER, WATCHDOG, "twin") == pids(before, SPAWNER, WATCHDOG, "twin")
+
+
+def test_down_does_not_wait_for_a_supervision_that_died_when_it_was_looked_for(
+    side: LiveSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side.up(steady("usb"))
+    _kill_everything(side)
+    looks = iter([True])  # it lived at the first look
+    monkeypatch.setattr("tools.cli.side.supervised", lambda runtime: next(looks, None) or supervised(runtime))
+    started = time.monotonic()
+    take_down(side.runtime)
+    assert time.monotonic() - started < limits.READY_S / 2
+    assert not side.runtime.root.exists()
+
+
+def test_down_ends_a_role_that_was_forgotten_with_the_watchdogs_memory(side: LiveSide, tmp_path: Path) -> None:
+    wants = tmp_path / "wants"
+    wants.write_text(json.dumps([{"role": "queue.a", "entry": f"{ROLES}.steady", "args": {}}]))
+    side.up(RoleSpec("session", f"{ROLES}.asking", {"wants": str(wants)}))
+    side.until(lambda rows: rows.get("queue.a", {}).get("state") == "running", "the queue")
+    queue = living(side.runtime, "queue.a")
+    assert queue is not None
+    kill(record for record in all_living(side.runtime) if record.role != "queue.a")
+    side.spawners[0].wait(5.0)
+    until_alone = [record for record in all_living(side.runtime) if record.role != "queue.a"]
+    assert await_deaths(until_alone, 5.0)
+    memory_path(side.runtime).unlink()
+    take_down(side.runtime)
+    assert start_ticks(queue.pid) != queue.start_ticks, "it lives on with nobody to end it"
 
 
 def test_what_cannot_be_retired_is_named_and_down_can_be_said_again(side: LiveSide) -> None:

@@ -10,6 +10,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
+from tools.cli.claim import bringing_up
 from tools.cli.side import bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
 from tools.supervise.launch import all_living, await_deaths, kill
@@ -22,13 +23,14 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def serve(instance: str, arguments: Sequence[str], block_size: int | None, read_only: bool, gadget: str | None) -> int:
     """Serve until a signal ends it; tells what changes meanwhile. Nothing of it is left afterwards."""
     runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
-    refuse_second(runtime, "host serve")
-    _end_orphans(runtime)
-    sources = look_at(arguments, block_size, read_only)
-    for number in _ENDS[1:]:
-        signal.signal(number, _interrupt)
-    session_args = {"gadget": gadget, "exports": [source.export() for source in sources]}
-    spawner = bring_up(host_plan(instance, [s.role_args() for s in sources], session_args), runtime)
+    with bringing_up(runtime, "host serve"):
+        refuse_second(runtime, "host serve")
+        _end_orphans(runtime)
+        sources = look_at(arguments, block_size, read_only)
+        for number in _ENDS[1:]:
+            signal.signal(number, _interrupt)
+        session_args = {"gadget": gadget, "exports": [source.export() for source in sources]}
+        spawner = bring_up(host_plan(instance, [s.role_args() for s in sources], session_args), runtime)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # from here on they are waited for
     _announce(sources)
     news = News(runtime)

@@ -14,17 +14,19 @@ from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import ProcessRecord, Runtime, read_record, recorded_roles, take_reason
+from bus.runtime import ProcessRecord, Runtime, living, read_record, recorded_roles, take_reason
 from common import limits
 from common.errors import Exit, Gone, Refused
 from tools.cli.where import find as find
 from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, launch, supervised
 from tools.supervise.memory import Memory, failures_path
 from tools.supervise.plan import Plan, plan_path
+from tools.supervise.twin import TWIN
 
 Status = dict[str, Any]
 _LOOK_S = 0.1  # between two looks while something is waited for
 _ANSWER_S = 2.0
+_LAST_S = 1.0  # from the removal of the directory to the exit of the process that removed it
 _DOWN_S = 3 * (limits.DRAIN_S + limits.DEATH_S + limits.RETIRE_S) + limits.READY_S  # stages, and a fresh start
 
 
@@ -39,12 +41,14 @@ def processes(runtime: Runtime, timeout_s: float = _ANSWER_S) -> Status:
 
 
 def refuse_second(runtime: Runtime, command: str) -> None:
-    """Refused while watchdog or spawner lives; a side whose supervision is dead is there to be taken over."""
+    """Refused (3) while watchdog or spawner lives; a side whose supervision is dead is there to be taken over."""
     if supervised(runtime):
         record = read_record(runtime, SPAWNER)
         who = f"pid {record.pid}" if record else "its watchdog"
         cure = f"'replug {runtime.side} down' ends it, --instance starts another"
-        raise Refused(f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}")
+        raise Refused(
+            f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}", Exit.BUSY
+        )
 
 
 def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":
@@ -131,7 +135,7 @@ def take_down(runtime: Runtime, show: Callable[[str], None] = say) -> None:
 
 
 def _ever_ran(runtime: Runtime) -> bool:
-    return bool(set(recorded_roles(runtime)) - {SPAWNER, WATCHDOG, "twin"}) or bool(Memory.load(runtime).leaving)
+    return bool(set(recorded_roles(runtime)) - {SPAWNER, WATCHDOG, TWIN}) or bool(Memory.load(runtime).leaving)
 
 
 def _launch_for_down(runtime: Runtime) -> "Popen[bytes]":
@@ -147,6 +151,8 @@ def _ask_down(runtime: Runtime) -> "Popen[bytes] | None":
             ask(runtime, WATCHDOG, "down", timeout_s=_ANSWER_S)
             return None
         except Gone:
+            if not supervised(runtime) and living(runtime, TWIN) is None:
+                return _launch_for_down(runtime)  # it has died meanwhile: no watchdog will come
             if time.monotonic() > deadline:
                 replace(Memory.load(runtime), down=True).save(runtime)  # also for a twin that outlives this
                 kill(all_living(runtime))
@@ -176,7 +182,9 @@ def _await_down(runtime: Runtime, show: Callable[[str], None], fresh: "Popen[byt
             told = time.monotonic() + 5.0
         await_deaths(last[:1], _LOOK_S)
         time.sleep(_LOOK_S / 5)  # what remains is the removal of a directory
-    await_deaths(last, limits.DEATH_S)  # the spawner, which removed it
+    if not await_deaths(last, _LAST_S):  # the spawner, which removed it, and what its watchdog did not know of
+        kill(last)
+        await_deaths(last, limits.DEATH_S)
     if fresh is not None:
         fresh.wait(limits.DEATH_S)
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from common import limits
 from common.errors import Illegal, RoleExit
 from tools.supervise.plan import RoleSpec, SupervisionLimits, stop_stage
 from tools.supervise.table import ALIVE, ENDING, TABLE, Do, Event, State
@@ -63,6 +64,8 @@ class RoleLife:
     since: float = 0.0
     restarts: int = 0
     early_deaths: int = 0  # in a row
+    sudden_deaths: int = 0  # in a row, each soon after ready
+    ready_at: float = 0.0  # of this process
     was_ready: bool = False
     asked_to_end: bool = False
     last_exit: str = ""
@@ -178,6 +181,8 @@ class Core:
             return []
         if not life.was_ready and life.died_at is not None:
             life.pause_s = now - life.died_at
+        if not life.was_ready:
+            life.ready_at = now
         life.was_ready, life.early_deaths, life.reason = True, 0, ""
         return self._step(life, Event.READY, now)
 
@@ -208,17 +213,32 @@ class Core:
         silent_or_late = life.state is State.KILLING and life.reason
         life.last_exit = f"{text} ({life.reason})" if silent_or_late else text
         life.died_at, life.reason = now, life.last_exit
-        event = self._kind_of_death(life, status)
+        event = self._kind_of_death(life, status, now)
         if event is Event.DIED_EARLY:
-            life.early_deaths += 1
+            life.reason = self._why_wait(life)
         return self._step(life, event, now)
 
-    def _kind_of_death(self, life: RoleLife, status: int | None) -> Event:
+    def _kind_of_death(self, life: RoleLife, status: int | None, now: float) -> Event:
+        """Counts it, too. A death soon after ready counts for itself: a start that succeeds does not forgive it."""
         if not life.wanted:
             return Event.DIED_UNWANTED
         if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == RoleExit.NEVER:
             return Event.DIED_NEVER
-        return Event.DIED_READY if life.was_ready or life.asked_to_end else Event.DIED_EARLY
+        if life.asked_to_end:
+            life.sudden_deaths = 0
+            return Event.DIED_READY
+        if not life.was_ready:
+            life.early_deaths += 1
+            return Event.DIED_EARLY
+        healthy = now - life.ready_at >= self.bounds.healthy_s
+        life.sudden_deaths = 0 if healthy else life.sudden_deaths + 1
+        return Event.DIED_EARLY if life.sudden_deaths > limits.SUDDEN_DEATHS else Event.DIED_READY
+
+    def _why_wait(self, life: RoleLife) -> str:
+        if not life.was_ready:
+            return life.last_exit
+        often = f"{life.sudden_deaths} times in a row within {self.bounds.healthy_s:g} s of ready"
+        return f"{life.last_exit}: died {often}: started again in {self._backoff_s(life):g} s"
 
     # -- what the operator says ------------------------------------------------------------------------------
     def restart(self, role: str, now: float) -> list[Action]:
@@ -311,7 +331,8 @@ class Core:
         return None if span is None else now + span
 
     def _backoff_s(self, life: RoleLife) -> float:
-        doublings = min(max(life.early_deaths - 1, 0), 30)
+        deaths = max(life.early_deaths, life.sudden_deaths - limits.SUDDEN_DEATHS)
+        doublings = min(max(deaths - 1, 0), 30)
         return float(min(self.bounds.backoff_floor_s * 2**doublings, self.bounds.backoff_ceiling_s))
 
     def _why_late(self, life: RoleLife) -> str:

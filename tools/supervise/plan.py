@@ -49,6 +49,7 @@ class SupervisionLimits:
     drain_s: float = limits.DRAIN_S
     death_s: float = limits.DEATH_S
     retire_s: float = limits.RETIRE_S
+    healthy_s: float = limits.HEALTHY_S
 
 
 @dataclass(frozen=True)

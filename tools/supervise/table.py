@@ -10,7 +10,7 @@ from enum import Enum, auto
 class State(Enum):
     """Where one role stands. `value` is what status shows."""
 
-    WAITING = ("starting", auto())  # no process; the back-off after a death before ready runs
+    WAITING = ("starting", auto())  # no process; the back-off after a death before ready, or soon after it, runs
     SPAWNING = ("starting", auto())  # ordered from the spawner, pid not known yet
     STARTING = ("starting", auto())  # a process, not ready
     RUNNING = ("running", auto())
@@ -43,7 +43,7 @@ class Event(Enum):
     RESTART = auto()
     KILL = auto()
     DIED_READY = auto()  # after it was ready, or because we asked it to: respawn at once
-    DIED_EARLY = auto()
+    DIED_EARLY = auto()  # before it was ready, or again and again soon after: respawned after a pause
     DIED_NEVER = auto()
     DIED_UNWANTED = auto()
     DIED_UNSEEN = auto()  # a retirement whose parent died with it: how it ended nobody knows, so it is done again
