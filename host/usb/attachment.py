@@ -120,13 +120,16 @@ class Attachment:
             self._guarded(self._plane.pump)
 
     def control(self, request: ControlRequest) -> None:
-        """Make an ep0 request, at most CONTROL_TIMEOUT_MS; then `handler.controlled`."""
+        """Make an ep0 request, at most CONTROL_TIMEOUT_MS; then `handler.controlled`. ESTALE between two epochs."""
 
         def answered(error: int, data: bytes) -> None:
             if self._state is not State.CLOSING:
                 self._handler.controlled(request.serial, error, data)
 
-        if self._state in (State.OPEN, State.RESTARTING):
+        if self._state is State.RESTARTING:
+            # Behind the boundary it would be of the epoch before: a CONFIG then puts that one in force at the gadget.
+            answered(errno.ESTALE, b"")
+        elif self._state is State.OPEN:
             self._guarded(lambda: self._streams.control(request, answered))
 
     # -- transfers -----------------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ class Attachment:
         self._loop.after(limits.CLOSE_S, self._not_closed)
         if not opening and self._device is not None:
             self._loop.unwatch(self._device.usbfs.fd)
-            self._streams.pause()
+            self._streams.end()
             self._close(self._device)
 
     def _close(self, device: Device) -> None:

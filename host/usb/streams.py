@@ -87,6 +87,12 @@ class Streams:
         self._paused = False
         self.next_control()
 
+    def end(self) -> None:
+        """The device is being closed: no call on it any more, and no timer of ours is left."""
+        self.pause()
+        if self._timer is not None:
+            self._timer.cancel()
+
     def submit(self, stream: Stream, kind: UrbKind, endpoint: int, address: int, size: int, ended: Ended) -> None:
         number = self.device.usbfs.submit(kind, endpoint, address, size)
         self._owners[number] = (stream, ended)

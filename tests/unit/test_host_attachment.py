@@ -401,6 +401,17 @@ def test_a_control_request_that_waits_when_an_epoch_ends_is_never_made(told: Tol
     assert not any(urb.kind is UrbKind.CONTROL for urb in usbfs.pending.values())
 
 
+def test_a_control_request_between_two_epochs_is_never_made(told: Told) -> None:
+    """It was meant for the epoch that is over: a CONFIG of it would be in force at the gadget behind the boundary."""
+    usbfs = attached(told)
+    usbfs.fail(IN, errno.EPIPE)
+    until(told, lambda: told.has("restarting"))
+    told.here.control(ControlRequest(1, 0x41, 0x52, b"of the epoch before", 0))
+    until(told, lambda: told.has("restarted"))
+    assert [event for event in told.heard if event[0] == "controlled"] == [("controlled", 1, errno.ESTALE, b"")]
+    assert not any(urb.kind is UrbKind.CONTROL for urb in usbfs.pending.values())
+
+
 def test_a_control_request_that_is_not_answered_times_out(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CONTROL_TIMEOUT_MS", 50)
     attached(told)
@@ -461,6 +472,19 @@ def test_a_device_that_is_gone_is_told_once_with_its_reason_and_closed(told: Tol
         usbfs.fail(IN, errno.ESHUTDOWN)
     until(told, lambda: told.has("detached"))
     assert told.heard[1:] == [("detached", "payloads in: No such device")] and usbfs.closed.is_set()
+
+
+def test_an_attachment_that_ended_while_ep0_was_asked_leaves_no_timer_behind(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by review: each unplugging in the middle of a STATUS left a timer that went off ten times a second."""
+    monkeypatch.setattr(limits, "CONTROL_TIMEOUT_MS", 50)
+    attached(told)
+    told.here.control(ControlRequest(1, 0xA1, 3, b"", 16))
+    told.here.close("unplugged")
+    until(told, lambda: told.has("detached"))
+    late = [timer for timer in told.loop._timers if getattr(timer.handler, "__self__", None) is told.here._streams]
+    assert late == [] and not told.has("controlled")
 
 
 def test_asked_to_let_go_it_closes_the_device_and_tells_why(told: Told) -> None:
