@@ -43,9 +43,7 @@ def main() -> int:
             devices = [Path(bench.image_device), Path(bench.scratch_device)]
             loads = [Workload(d, b, seed, WORKERS) for d, b in zip(devices, BLOCKS, strict=True)]
             roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
-            plan = [(event,) for _ in range(each) for event in every(roles)] or [
-                draw(choose, roles) for _ in range(count)
-            ]
+            plan = _plan(choose, roles, each, count)
             for step, events in enumerate(plan, 1):
                 _strike(events, loads, table, f"{step}/{len(plan)}")
             for load in loads:
@@ -61,6 +59,12 @@ def main() -> int:
     print(f"cold Python start (import zmq) in this run: {cold * 1000:.0f} ms; {memory}")
     print(f"chaos: pass, {len(plan)} faults, {verified >> 20} MiB verified, seed {seed}")
     return 0
+
+
+def _plan(choose: random.Random, roles: list[tuple[Side, str]], each: int, count: int) -> list[tuple[Event, ...]]:
+    """Every event `each` times, one at a time; without `each`, `count` drawn ones."""
+    plan: list[tuple[Event, ...]] = [(event,) for _ in range(each) for event in every(roles)]
+    return plan or [draw(choose, roles) for _ in range(count)]
 
 
 def _strike(events: tuple[Event, ...], loads: list[Workload], table: Table, step: str) -> None:
