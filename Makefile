@@ -40,9 +40,11 @@ unit: setup ## unit tests, kill points and the fixed seeds of the simulator, on 
 sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
 	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
 
-chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50) or EACH=3
-	@timeout --foreground -k 20 7200 $(RUN) -m tools.vm run --timeout 7000 -- \
-		env SEED=$(SEED) N=$(N) EACH=$(EACH) $(RUN) -m tests.chaos
+chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50), or EACH=3, or CELLS=1
+	@mkdir -p $(RESULTS)/chaos
+	@timeout --foreground -k 20 14400 $(RUN) -m tools.vm run --timeout 14000 --share $(RESULTS)/chaos -- \
+		env SEED=$(SEED) N=$(N) EACH=$(EACH) CELLS=$(CELLS) $(if $(CELLS),RESULTS=$(abspath $(RESULTS))/chaos/cells.jsonl) \
+		$(RUN) -m tests.chaos
 
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e

@@ -101,6 +101,7 @@ class Role:
     def ready(self) -> None:
         """This incarnation does its work now. Said once; deaths before it count for the back-off."""
         if not self._ready:
+            trace.point("role.ready")
             self._ready = True
             self.log.info(f"ready, generation {self.generation}")
             self.tell_watchdog({"note": "ready"})
@@ -162,6 +163,7 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     status: int
     try:
         trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
+        trace.point("role.starting")
         role = Role(birth)
         start(role)
         status = role.loop.run()

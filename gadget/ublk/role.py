@@ -99,6 +99,7 @@ class Queue:
         if (params.size_bytes, params.block_size) != (self._size_bytes, self._block_size):
             raise Refused(f"/dev/ublkb{self._ublk_id}: is another disk of {params.size_bytes} bytes: not touched")
         self._depth, self._max_io = info.depth, info.max_io_bytes
+        trace.point("queue.recovering")
         try:
             self._control.start_user_recovery(self._ublk_id)
         except OSError as error:

@@ -125,6 +125,7 @@ class Transport:
         self._loop.watch(self._ep0.fd, self._events)
         if not self._adopted:
             return self._tree.bind()
+        trace.point("usb.taking_over")
         state = udc.state(self._tree.udc)
         self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {self._left_by.name}")
         if self._left_by is Peer.V0:

@@ -16,14 +16,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bus import fds as fdsocket
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, boottime_ns, living, take_name, write_reason
-from common import limits
+from common import limits, trace
 from common.errors import Gone, ReplugError, RoleExit, WireError
 from common.log import Log
 from tools.supervise import process
@@ -52,6 +52,7 @@ class Spawner:
         self._name_fd = _take_name_at_last(runtime, self.generation)
         self.log = Log(runtime.log_path(SPAWNER), SPAWNER)
         self._children: dict[int, Child] = {}
+        self._armed: dict[str, dict[str, Any]] = {}  # kill points of tests, for the next process of a role
         self._last_generation = 0
         self._watchers: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
@@ -110,10 +111,13 @@ class Spawner:
     def _spawn(self, spec: RoleSpec, function: str) -> tuple[int, int]:
         """Fork `spec`'s process. Raises OSError if there can be none now."""
         kept = self.store.of(spec.role) if function == START else {}
+        armed = self._armed.pop(spec.role, None) if function == START else None
         pid, generation = self._fork()
         if pid == 0:
+            spec = spec if armed is None else replace(spec, args={**spec.args, "trace": armed})
             be_role(self.runtime, spec, function, generation, kept)
         self._children[pid] = Child(spec.role, generation, function)
+        trace.point("spawner.forked")
         return pid, generation
 
     def _renew_twin(self) -> Twin | None:
@@ -125,6 +129,7 @@ class Spawner:
             self.log.error(f"no twin: fork: {error.strerror}")
             pid = -1
         if pid == 0:
+            trace.arm(None)
             self._let_go(ours)
             return fork_twin(self.runtime, self.plan, self.store, theirs, me)
         theirs.close()
@@ -219,10 +224,21 @@ class Spawner:
             case "drop":
                 self._drop(str(message["role"]))
                 self._send(peer, {"event": "dropped"})
+            case "arm":
+                self._arm(str(message["role"]), message["trace"])
+                self._send(peer, {"event": "armed"})
             case "shutdown":
                 self._shutdown(keep_directory=bool(message.get("keep_directory")))
             case other:
                 raise WireError(f"unknown order {other!r}")
+
+    def _arm(self, role: str, fields: dict[str, Any]) -> None:
+        """A test's kill point for the next process of `role`, or for us. Once: successors of that one are not armed."""
+        trace.Armed.of(fields)
+        if role == SPAWNER:
+            trace.arm(fields)
+        elif len(self._armed) < limits.MAX_ROLES:
+            self._armed[role] = fields
 
     def _greeting(self) -> dict[str, Any]:
         return {

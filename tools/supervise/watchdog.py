@@ -15,7 +15,7 @@ from bus.envelope import Body, Kind
 from bus.loop import Timer
 from bus.role import WATCHDOG, Role
 from bus.runtime import living, take_reason
-from common import limits
+from common import limits, trace
 from common.errors import Illegal, Refused, WireError
 from tools.supervise.core import Action, Ask, Core, Show, Signal, Spawn
 from tools.supervise.jobs import Job, Jobs
@@ -124,6 +124,7 @@ class Watchdog:
 
     def _send_order(self, spec: RoleSpec, serial: int, function: str) -> None:
         fields = {"role": spec.role, "entry": spec.entry, "args": spec.args, "function": function}
+        trace.point("watchdog.ordering")
         self._link.send({"do": "spawn", "serial": serial, **fields})
 
     def _order_job(self, job: Job) -> None:
@@ -165,6 +166,7 @@ class Watchdog:
         now = self._loop.now()
         match event.get("event"):
             case "spawned":
+                trace.point("watchdog.birth.told")
                 role, pid, generation = event["role"], event["pid"], event["generation"]
                 self._watch(role, pid, received[0])
                 if not self._jobs.spawned(event["serial"], pid):
@@ -201,6 +203,7 @@ class Watchdog:
         life = self._core.roles.get(role)
         if life is None or life.pid != pid:
             return  # a stray: its death changes nothing
+        trace.point("watchdog.death.seen")
         reason = take_reason(self._runtime, role)
         self._do(self._core.died(role, pid, status, reason, self._loop.now()))
         if role in self._core.roles:

@@ -1,0 +1,135 @@
+"""The events of the fault table as values: what strikes whom. `strike` does it, and returns when it was done."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from bus.runtime import Runtime, Side, living
+from host.usb.usbfs import UsbFs
+from tests.chaos.sleep import freeze_tasks, suspend_bus
+
+OUT_S = 0.3  # how long a cable stays out
+STOPPED_S = 0.5  # how long a stopped process sleeps: shorter than the watchdog's patience
+
+
+Key = tuple[Side, str]  # a role of a side
+
+
+class Cut(Enum):
+    """Ways to lose the link, and to get it back."""
+
+    UNBIND = "UDC unbound and bound"
+    DEAUTHORIZE = "authorized 0 and 1"
+    RESET = "USB reset"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """kill -9."""
+
+    side: Side
+    role: str
+
+    def __str__(self) -> str:
+        return f"kill -9 {self.side} {kind_of(self.role)}"
+
+    def strike(self) -> None:
+        os.kill(pid_of(self.side, self.role), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """SIGSTOP, and SIGCONT after STOPPED_S."""
+
+    side: Side
+    role: str
+
+    def __str__(self) -> str:
+        return f"SIGSTOP {self.side} {kind_of(self.role)}"
+
+    def strike(self) -> None:
+        pid = pid_of(self.side, self.role)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(STOPPED_S)  # the fault itself
+        os.kill(pid, signal.SIGCONT)
+
+
+@dataclass(frozen=True)
+class Unplug:
+    """The link is lost for a moment."""
+
+    cut: Cut
+
+    def __str__(self) -> str:
+        return self.cut.value
+
+    def strike(self) -> None:
+        if self.cut is Cut.UNBIND:
+            [tree] = Path("/sys/kernel/config/usb_gadget").glob("*")
+            udc = (tree / "UDC").read_text().strip()
+            (tree / "UDC").write_text("\n")
+            time.sleep(OUT_S)  # the fault itself
+            (tree / "UDC").write_text(udc)
+            return
+        device = _device()
+        if self.cut is Cut.DEAUTHORIZE:
+            (device / "authorized").write_text("0")
+            time.sleep(OUT_S)
+            (device / "authorized").write_text("1")
+            return
+        node = UsbFs(int((device / "busnum").read_text()), int((device / "devnum").read_text()))
+        try:
+            node.reset()
+        finally:
+            node.close()
+
+
+class Sleep(Enum):
+    """What is put to sleep for a moment."""
+
+    FREEZER = "freezer"  # every task of the machine (power/pm_test ends it after 5 s)
+    ROOT_HUB = "root hub"  # the USB device and its root hub, as when a laptop's lid is closed
+
+
+@dataclass(frozen=True)
+class Suspend:
+    """Both sides are on one machine here, so its own suspend is the freezer's part of one."""
+
+    sleep: Sleep
+
+    def __str__(self) -> str:
+        return f"suspend, {self.sleep.value}"
+
+    def strike(self) -> None:
+        if self.sleep is Sleep.FREEZER:
+            freeze_tasks()
+        else:
+            suspend_bus(pid_of(Side.HOST, "usb"), _device())
+
+
+Event = Kill | Stop | Unplug | Suspend
+
+
+def kind_of(role: str) -> str:
+    """`queue.4feb` is a queue."""
+    return role.partition(".")[0]
+
+
+def pid_of(side: Side, role: str) -> int:
+    record = living(Runtime(side), role)
+    if record is None:
+        raise RuntimeError(f"{side} {role} does not run: nothing to strike")
+    return record.pid
+
+
+def _device() -> Path:
+    for interface in Path("/sys/bus/usb/devices").glob("*:*"):
+        try:
+            if (interface / "bInterfaceSubClass").read_text().strip() == "53":
+                return interface.parent / interface.name.partition(":")[0]
+        except OSError:
+            continue
+    raise RuntimeError("the gadget is not enumerated")

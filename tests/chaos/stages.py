@@ -1,0 +1,192 @@
+"""The stages of the fault table: named steps of the roles, and how one is brought there while I/O is in flight.
+
+A stage counts only when its role has told that it is there (common/trace.py). It is then killed, or stopped while
+another event strikes, and goes on in a world that has changed.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bus import fds
+from bus.control import ask
+from bus.runtime import Runtime, Side, living
+from tests.chaos.events import Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
+
+REACH_S = 30.0  # for a role to come to a point that was made sure of; the guest stalls
+
+
+class Way(Enum):
+    """What brings a role to a point."""
+
+    IO = "an I/O"
+    RESET = "a reset of the USB device, after which host and gadget shake hands"
+    BIRTH = "its predecessor's death"
+    DEATH = "the death of another role"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`role` at `point`. `by` is the role whose death brings it there (DEATH)."""
+
+    side: Side
+    role: str
+    point: str
+    way: Way
+    by: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.side} {kind_of(self.role)} at {self.point}"
+
+    def dead(self) -> set[Key]:
+        """Who has to die to bring it there."""
+        victim = {Way.BIRTH: self.role, Way.DEATH: self.by}.get(self.way)
+        return set() if victim is None else {(self.side, victim)}
+
+    def reach(self, act: str) -> int:
+        """Returns the pid of the one that is there now: dead if `act` is kill, stopped if it is stop."""
+        with _ear() as (place, ear):
+            self._arm({"name": self.point, "act": act, "tell": os.fspath(place)})
+            if self.way is Way.RESET:
+                Unplug(Cut.RESET).strike()
+            for side, role in self.dead():
+                os.kill(pid_of(side, role), signal.SIGKILL)
+            try:
+                return int(ear.recv(200).split()[1])
+            except TimeoutError:
+                raise RuntimeError(f"{self}: not reached within {REACH_S:g} s") from None
+
+    def _arm(self, point: dict[str, Any]) -> None:
+        if self.way is Way.BIRTH or self.role == "spawner":
+            arm_next(Runtime(self.side), self.role, point)
+        else:
+            ask(Runtime(self.side), self.role, "trace", point)
+
+
+@contextmanager
+def _ear() -> Iterator[tuple[Path, socket.socket]]:
+    place = Path(tempfile.mkdtemp()) / "reached"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.bind(os.fspath(place))
+            ear.settimeout(REACH_S)
+            yield place, ear
+    finally:
+        shutil.rmtree(place.parent)
+
+
+def arm_next(runtime: Runtime, role: str, point: dict[str, Any]) -> None:
+    """The next process of `role` is born with this kill point; `spawner` itself is armed now."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as link:
+        link.settimeout(REACH_S)
+        link.connect(os.fspath(runtime.spawner_socket()))
+        fds.send(link, {"do": "arm", "role": role, "trace": point})
+        while fds.receive(link)[0].get("event") != "armed":  # what its watchdog is told we are told, too
+            pass
+
+
+@dataclass(frozen=True)
+class At:
+    """`event` while the role of `stage` is there; None: that role is killed there."""
+
+    stage: Stage
+    event: Event | None
+
+    def __str__(self) -> str:
+        return " at ".join(self.told())
+
+    def told(self) -> tuple[str, str]:
+        """Event and stage, as the table names them."""
+        own = isinstance(self.event, Stop) and (self.event.side, self.event.role) == (self.stage.side, self.stage.role)
+        return ("SIGSTOP" if own else str(self.event or "kill -9")), str(self.stage)
+
+    def strike(self) -> None:
+        """Returns when all has happened. RuntimeError if the stage is not reached."""
+        if self.event is None:
+            self.stage.reach("kill")
+            return
+        pid = self.stage.reach("stop")
+        record = living(Runtime(self.stage.side), self.stage.role)
+        try:
+            self.event.strike()
+        finally:
+            if record is None or record.pid == pid:
+                _go_on(pid)
+
+
+def _go_on(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGCONT)  # stopped by itself: its pid is its own until its parent has reaped it
+    except ProcessLookupError:
+        return
+
+
+POINTS: dict[tuple[Key, Way], tuple[str, ...]] = {
+    ((Side.GADGET, "queue"), Way.IO): ("queue.request.taken", "queue.requests.sent", "queue.committing"),
+    ((Side.GADGET, "queue"), Way.BIRTH): (
+        "role.starting",
+        "queue.recovering",
+        "queue.fetching",
+        "queue.fetched",
+        "queue.started",
+        "role.ready",
+    ),
+    ((Side.GADGET, "usb"), Way.IO): (
+        "usb.request.sending",
+        "usb.transfers.submitted",
+        "usb.answer.arrived",
+        "usb.completions.sending",
+    ),
+    ((Side.GADGET, "usb"), Way.RESET): ("usb.configured",),
+    ((Side.GADGET, "usb"), Way.BIRTH): ("role.starting", "usb.taking_over", "role.ready"),
+    ((Side.GADGET, "session"), Way.RESET): ("session.configuring", "session.saved"),
+    ((Side.GADGET, "session"), Way.BIRTH): ("role.starting", "role.ready"),
+    ((Side.GADGET, "watchdog"), Way.BIRTH): ("role.starting", "role.ready"),
+    ((Side.GADGET, "watchdog"), Way.DEATH): ("watchdog.death.seen", "watchdog.ordering", "watchdog.birth.told"),
+    ((Side.GADGET, "spawner"), Way.DEATH): ("spawner.forked",),
+    ((Side.HOST, "usb"), Way.IO): (
+        "usb.request.arrived",
+        "usb.payload.taken",
+        "usb.requests.forwarding",
+        "usb.answering",
+    ),
+    ((Side.HOST, "usb"), Way.RESET): ("usb.epoch.begun",),
+    ((Side.HOST, "usb"), Way.BIRTH): ("role.starting", "role.ready"),
+    ((Side.HOST, "source"), Way.IO): ("source.requests.received", "source.thread.working", "source.finished"),
+    ((Side.HOST, "source"), Way.BIRTH): ("role.starting", "role.ready"),
+    ((Side.HOST, "session"), Way.RESET): ("session.announcing",),
+    ((Side.HOST, "session"), Way.BIRTH): ("role.starting", "role.ready"),
+    ((Side.HOST, "watchdog"), Way.DEATH): ("watchdog.ordering",),
+    ((Side.HOST, "spawner"), Way.DEATH): ("spawner.forked",),
+}
+_DIES = {Side.GADGET: "queue", Side.HOST: "source"}  # for Way.DEATH: whose death the supervision sees
+
+
+def stages(roles: list[Key]) -> list[Stage]:
+    """Every stage of these roles. Of several queues or sources only the first: one is as good as the other."""
+    first: dict[Key, str] = {}
+    for side, role in roles:
+        first.setdefault((side, kind_of(role)), role)
+    return [
+        Stage(key[0], first[key], point, way, first[key[0], _DIES[key[0]]] if way is Way.DEATH else "")
+        for (key, way), names in POINTS.items()
+        for point in names
+    ]
+
+
+def killed(event: "Event | At") -> set[Key]:
+    """Whose process is another after this event. A spawner's twin takes its place, and another takes the twin's."""
+    if isinstance(event, At):
+        own = {(event.stage.side, event.stage.role)} if event.event is None else set()
+        gone = event.stage.dead() | own | (killed(event.event) if event.event is not None else set())
+    else:
+        gone = {(event.side, event.role)} if isinstance(event, Kill) else set()
+    return gone | {(side, "twin") for side, role in gone if role == "spawner"}
