@@ -1,4 +1,4 @@
-"""Writes docs/recovery-table.md from what `make chaos CELLS=1` measured: `python -m tests.chaos.document [CELLS.jsonl]`."""
+"""Writes docs/recovery-table.md from what `make chaos CELLS=1` measured: python -m tests.chaos.document [FILE]."""
 
 import sys
 from pathlib import Path
@@ -17,14 +17,15 @@ _ROLES: list[Key] = [
 ]
 _INTRODUCTION = """# Every fault at every stage
 
-One row for each stage that a role can be in, one column for each event that can strike meanwhile. The role has told that it
-is at the stage, I/O of two disks was in flight, and every other process kept its pid; then it went on in the changed world.
-Each cell: the longest gap between two completions around the event, median / longest, in ms. In every cell all I/O
-ended well and every block was verified. Measured in the emulated guest on two processors: a cold `python3 -c 'import zmq'`
-takes about 1.4 s there. Written by `python -m tests.chaos.document` from a run of `make chaos CELLS=1`.
+One row for each stage that a role can be in, one column for each event that can strike meanwhile. The role has told
+that it is at the stage, I/O of two disks was in flight, and every other process kept its pid; then it went on in the
+changed world. Each cell: the longest gap between two completions around the event, median / longest, in ms. In every
+cell all I/O ended well and every block was verified. Measured in the emulated guest on two processors: a cold
+`python3 -c 'import zmq'` takes about 1.4 s there. Written by `python -m tests.chaos.document` from a run of
+`make chaos CELLS=1`.
 
-"dies": the role is killed at the stage. "stops": it is stopped there for 0.5 s. A dash with a letter is a cell that cannot
-exist, and says below why.
+"dies": the role is killed at the stage. "stops": it is stopped there for 0.5 s. A dash with a letter is a cell that
+cannot exist, and says below why.
 """
 
 
