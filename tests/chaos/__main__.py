@@ -50,7 +50,7 @@ def main() -> int:
         complaints = machine.complaints() + ([f"down took {took:.1f} s"] if took > DOWN_S else [])
         if complaints:
             raise Violation("\n".join(["the machine is not as before:", *complaints]))
-    except (Violation, inside.DemoFailed, RuntimeError) as error:
+    except (Violation, inside.DemoFailed, RuntimeError, OSError) as error:
         inside._tell_logs()
         print(f"{results}\nchaos: FAIL at step {run.step}: {error}")
         print(f"again: make chaos SEED={seed} N={run.step}", flush=True)

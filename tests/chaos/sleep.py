@@ -39,6 +39,7 @@ def suspend_bus(holder: int, device: Path) -> None:
 
     usbfs keeps a device awake for as long as it is open, so its holder's descriptor is borrowed to allow the sleep.
     """
+    device = device.resolve()  # below its hub; the place on the bus is a link
     hub = device.parent
     nodes = [node for node in map(_link_target, range(3, 256), [holder] * 253) if node is not None]
     [number] = [fd for fd, target in nodes if target.startswith("/dev/bus/usb/")]
