@@ -23,7 +23,7 @@ demo: setup ## the whole thing on a real kernel: cable pulls, kill -9, and every
 	@timeout --foreground -k 20 900 $(VENV)/bin/replug demo
 
 test: setup lint ## lint, unit tests here, e2e tests in guests, and one count over all
-	@rm -rf $(RESULTS); mkdir -p $(RESULTS); \
+	@rm -rf $(RESULTS)/unit.xml $(RESULTS)/e2e; mkdir -p $(RESULTS); \
 	$(MAKE) --no-print-directory unit; unit=$$?; \
 	$(MAKE) --no-print-directory e2e; e2e=$$?; \
 	$(RUN) -m tools.vm count $(RESULTS)/unit.xml $(RESULTS)/e2e && [ $$unit = 0 ] && [ $$e2e = 0 ]
