@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.events import Key, kind_of
@@ -20,7 +21,7 @@ from tests.chaos.machine import Machine, memory
 from tests.chaos.results import Results
 from tests.chaos.scenario import Strike, cells, draw, every
 from tests.chaos.stages import At, killed
-from tests.chaos.workload import BLOCK, Violation, Workload
+from tests.chaos.workload import BLOCK, BlockDevice, Disk, Violation, Workload
 from tools.demo import inside
 
 BLOCKS = (1024, 1536)  # of the two disks: they differ, as each is known by its size
@@ -64,13 +65,15 @@ def main() -> int:
 class Run:
     """Faults one after the other, each when I/O flows again after the one before."""
 
-    def __init__(self, seed: int, results: Results) -> None:
-        self._seed, self._results = seed, results
+    def __init__(
+        self, seed: int, results: Results, limit_s: float = LIMIT_S, opened: Callable[[Path], Disk] = BlockDevice
+    ) -> None:
+        self._seed, self._results, self._limit_s, self._opened = seed, results, limit_s, opened
         self._loads: list[Workload] = []
         self.step, self.verified_bytes = 0, 0
 
     def strike_all(self, devices: list[Path]) -> None:
-        self._loads = [Workload(d, b, self._seed, WORKERS) for d, b in zip(devices, BLOCKS, strict=True)]
+        self._loads = [Workload(d, b, self._seed, WORKERS, self._opened) for d, b in zip(devices, BLOCKS, strict=True)]
         roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
         plan = self._plan(roles)
         for self.step, events in enumerate(plan, 1):
@@ -82,7 +85,7 @@ class Run:
             told = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {told}: paused {pause_s * 1000:.0f} ms", flush=True)
         for load in self._loads:
-            load.stop(LIMIT_S)
+            load.stop(self._limit_s)
 
     def _plan(self, roles: list[Key]) -> list[tuple[Strike, ...]]:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
@@ -115,13 +118,13 @@ class Run:
         return max(load.pause() for load in loads)
 
     def _await(self, what: str, look: object) -> None:
-        end = time.monotonic() + LIMIT_S
+        end = time.monotonic() + self._limit_s
         while not look():  # type: ignore[operator]
             for load in self._loads:
                 if load.violation is not None:
                     raise load.violation
             if time.monotonic() > end:
-                raise Violation(f"waited {LIMIT_S:g} s for {what}")
+                raise Violation(f"waited {self._limit_s:g} s for {what}")
             time.sleep(0.01)
 
     def judge_files(self, files: list[Path]) -> None:
