@@ -68,7 +68,7 @@ class Run:
     def __init__(
         self, seed: int, results: Results, limit_s: float = LIMIT_S, opened: Callable[[Path], Disk] = BlockDevice
     ) -> None:
-        self._seed, self._results, self._limit_s, self._opened = seed, results, limit_s, opened
+        self._seed, self.results, self._limit_s, self._opened = seed, results, limit_s, opened
         self._loads: list[Workload] = []
         self.step, self.verified_bytes = 0, 0
 
@@ -81,7 +81,7 @@ class Run:
             event, stage = " and ".join(str(event) for event in events), ""
             if len(events) == 1 and isinstance(events[0], At):
                 event, stage = events[0].told()
-            self._results.add(event if len(events) == 1 else "two at once", stage, pause_s)
+            self.results.add(event if len(events) == 1 else "two at once", stage, pause_s)
             told = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {told}: paused {pause_s * 1000:.0f} ms", flush=True)
         for load in self._loads:
@@ -90,7 +90,7 @@ class Run:
     def _plan(self, roles: list[Key]) -> list[tuple[Strike, ...]]:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
         if times:
-            left = [at for at in cells(roles) if self._results.times(*at.told()) < times]
+            left = [at for at in cells(roles) if self.results.times(*at.told()) < times]
             random.Random(self._seed).shuffle(left)  # what is slow or fails is met early, whatever its row
             return [(at,) for at in left]
         if each:
