@@ -29,6 +29,7 @@ WORKERS = 3
 FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
+Planned = list[tuple[Strike, ...]]
 _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
 
 
@@ -72,10 +73,11 @@ class Run:
         self._loads: list[Workload] = []
         self.step, self.verified_bytes = 0, 0
 
-    def strike_all(self, devices: list[Path]) -> None:
+    def strike_all(self, devices: list[Path], chosen: Callable[[list[Key]], Planned] | None = None) -> None:
+        """What `chosen` makes of the roles that run, or what the environment asks for."""
         self._loads = [Workload(d, b, self._seed, WORKERS, self._opened) for d, b in zip(devices, BLOCKS, strict=True)]
         roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
-        plan = self._plan(roles)
+        plan = (chosen or self._plan)(roles)
         for self.step, events in enumerate(plan, 1):
             pause_s = self._strike(events)
             event, stage = " and ".join(str(event) for event in events), ""
@@ -87,7 +89,7 @@ class Run:
         for load in self._loads:
             load.stop(self._limit_s)
 
-    def _plan(self, roles: list[Key]) -> list[tuple[Strike, ...]]:
+    def _plan(self, roles: list[Key]) -> Planned:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
         if times:
             left = [at for at in cells(roles) if self.results.times(*at.told()) < times]

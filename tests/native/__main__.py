@@ -10,9 +10,12 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.__main__ import BLOCKS, Run
+from common.errors import ReplugError
+from tests.chaos.__main__ import BLOCKS, Planned, Run
+from tests.chaos.events import Key
 from tests.chaos.results import Results
 from tests.chaos.workload import BLOCK, Violation
 from tests.native.bench import Bench, bench
@@ -33,13 +36,14 @@ def main() -> int:
             with bench(files, seed, v0) as here:
                 strike_all(run, here)
             run.judge_files(files)
-    except (Violation, RuntimeError, OSError) as error:
+    except (Violation, ReplugError, RuntimeError, OSError) as error:
         print(f"{run.results}\nchaos-native: FAIL at step {run.step}: {error}")
         print(f"again: make chaos-native SEED={seed} N={run.step}", flush=True)
         return 1
     print(run.results)
     took = time.monotonic() - began
-    print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {run.verified_bytes >> 20} MiB verified, seed {seed}")
+    verified = f"{run.verified_bytes >> 20} MiB verified"
+    print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {verified}, seed {seed}")
     return 0
 
 
@@ -51,13 +55,13 @@ def images(place: Path) -> list[Path]:
     return files
 
 
-def strike_all(run: Run, here: Bench) -> None:
+def strike_all(run: Run, here: Bench, chosen: Callable[[list[Key]], Planned] | None = None) -> None:
     """All of the run's faults; what is wrong is told with what everybody did last. The disks' users have ended then."""
     try:
-        run.strike_all(here.devices)
+        run.strike_all(here.devices, chosen)
         if complaints := here.complaints():
             raise Violation("\n".join(["the models saw what no kernel would take:", *complaints]))
-    except (Violation, RuntimeError, OSError) as error:
+    except (Violation, ReplugError, RuntimeError, OSError) as error:
         raise Violation(f"{error}\n{here.last_words()}") from error
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,16 @@ class Bench:
     """`devices` are named as the product names them, in the order of the files; they are the model's."""
 
     base: Path
-    devices: list[Path]
+    plans: dict[Side, Plan]
+    devices: list[Path] = field(default_factory=list)
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def bring_up(self, side: Side) -> None:
+        """A side, fresh or after its death as a whole: what is left of it then is ended first, as `host serve` does."""
+        left = all_living(Runtime(side))
+        kill(left)
+        await_deaths(left, 5.0)
+        self.started.append(bring_up(self.plans[side], Runtime(side)))
 
     def complaints(self) -> list[str]:
         """What the models saw that no kernel would: a double completion, say."""
@@ -67,16 +76,15 @@ def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]
         )
         stack.callback(_end, machine)
         await_(lambda: (base / wire.NAME).exists(), "the model process")
-        bringing: list[subprocess.Popen[bytes]] = []
-        stack.callback(_see_nothing_left, bringing)
-        stack.callback(_down)
         sources = look_at([os.fspath(file) for file in files], None, False)
         session = {"gadget": None, "exports": [source.export() for source in sources]}
-        bringing.append(bring_up(_native(gadget_plan("default", {}, {})), Runtime(Side.GADGET)))
         host = host_plan("default", [source.role_args() for source in sources], session)
-        bringing.append(bring_up(_native(host), Runtime(Side.HOST)))
-        here = Bench(base, [])
+        here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: _native(host)})
+        stack.callback(_see_nothing_left, here)
+        stack.callback(_down)
         try:
+            here.bring_up(Side.GADGET)
+            here.bring_up(Side.HOST)
             here.devices = await_(lambda: _devices(files), "the devices")
         except Violation as error:
             raise Violation(f"{error}\n{here.last_words()}") from None
@@ -131,11 +139,11 @@ def _down() -> None:
             take_down(Runtime(side), lambda text: None)
 
 
-def _see_nothing_left(started: list[subprocess.Popen[bytes]]) -> None:
+def _see_nothing_left(here: Bench) -> None:
     left = [record for side in Side for record in all_living(Runtime(side))]
     kill(left)
     await_deaths(left, 5.0)
-    for spawner in started:
+    for spawner in here.started:
         spawner.wait(5.0)
     devices = wire.call("ublk_numbers")
     if left or devices or any(Runtime(side).root.exists() for side in Side):

@@ -28,6 +28,9 @@ def at(runtime: Runtime) -> None:
 
 def be_at(base: Path) -> None:
     _place[:] = [os.fspath(base / NAME)]
+    line: Line | None = _mine.__dict__.pop("line", None)
+    if line is not None:
+        line.close()
 
 
 class Line:
