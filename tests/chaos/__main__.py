@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.events import Key, kind_of
@@ -29,7 +29,7 @@ WORKERS = 3
 FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
-Planned = list[tuple[Strike, ...]]
+Planned = Sequence[tuple[Strike, ...]]
 _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
 
 

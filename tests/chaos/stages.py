@@ -10,15 +10,17 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from bus import fds
 from bus.control import ask
 from bus.runtime import Runtime, Side, living
+from common.errors import Gone
 from tests.chaos.events import Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
 
 REACH_S = 30.0  # for a role to come to a point that was made sure of; the guest stalls
@@ -67,7 +69,14 @@ class Stage:
     def _arm(self, point: dict[str, Any]) -> None:
         if self.way is Way.BIRTH or self.role == "spawner":
             arm_next(Runtime(self.side), self.role, point)
+        elif self.way is Way.IO:
+            # Beside us: the next I/O may kill it before its answer has left. What counts is the record.
+            Thread(target=self._ask, args=(point,), daemon=True).start()
         else:
+            ask(Runtime(self.side), self.role, "trace", point)
+
+    def _ask(self, point: dict[str, Any]) -> None:
+        with suppress(Gone):
             ask(Runtime(self.side), self.role, "trace", point)
 
 

@@ -5,6 +5,7 @@ what was written last, the models have seen nothing that a kernel would not take
 acknowledged, and `down` leaves nothing. The long run is `make chaos-native`.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -81,11 +82,9 @@ def deaths_at(*sides: Side) -> Callable[[list[Key]], Planned]:
 
 def pairs(seed: int, count: int) -> Callable[[list[Key]], Planned]:
     def chosen(roles: list[Key]) -> Planned:
-        choose, found = random.Random(seed), []
-        while len(found) < count:
-            if len(drawn := draw(choose, roles)) == 2:
-                found.append(drawn)
-        return found
+        choose = random.Random(seed)
+        drawn = (draw(choose, roles) for _ in itertools.count())
+        return list(itertools.islice((events for events in drawn if len(events) == 2), count))
 
     return chosen
 

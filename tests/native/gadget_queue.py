@@ -32,7 +32,8 @@ class Control:
         fields = self._line.call("ublk_find", number)
         if fields is None:
             return None
-        return DeviceInfo(*fields[:3], DeviceState(fields[3]), *fields[4:])
+        fields[3] = DeviceState(fields[3])
+        return DeviceInfo(*fields)
 
     def add(self, number: int, depth: int, max_io_bytes: int, mark: int) -> None:
         self._line.call("ublk_add", number, depth, max_io_bytes, mark)

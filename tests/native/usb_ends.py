@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from tests.native.machine import Calls, Connection, Machine
@@ -41,7 +42,7 @@ class MountedFunction(Function):
         for theirs, name in zip(self.theirs, self.fds, strict=True):
             ends.files[os.fstat(theirs.fileno()).st_ino] = (self, name)
         for ours in self._open:
-            ends.machine.watch(ours, lambda events, ours=ours: self._last_close(ours))
+            ends.machine.watch(ours, partial(self._closed, ours))
         self.ready.wakers.append(self.ring)
 
     def ring(self, anew: bool = False) -> None:
@@ -50,7 +51,7 @@ class MountedFunction(Function):
             self._rung = True
             self._ep0.send(b"!", socket.MSG_DONTWAIT)
 
-    def _last_close(self, ours: socket.socket) -> None:
+    def _closed(self, ours: socket.socket, events: int) -> None:
         del self._open[ours]
         self._ends.machine.unwatch(ours)
         if not self._open:
