@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -123,12 +124,22 @@ class At:
             self.stage.reach("kill")
             return
         pid = self.stage.reach("stop")
+        _await_stopped(pid)
         record = living(Runtime(self.stage.side), self.stage.role)
         try:
             self.event.strike()
         finally:
             if record is None or record.pid == pid:
                 _go_on(pid)
+
+
+def _await_stopped(pid: int) -> None:
+    """It tells before it stops: woken in between, it would sleep for ever."""
+    end = time.monotonic() + REACH_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        if time.monotonic() > end:
+            raise RuntimeError(f"{pid}: told that it stops, and did not within {REACH_S:g} s")
+        time.sleep(0.001)  # nothing announces it to one who is not its parent
 
 
 def _go_on(pid: int) -> None:
