@@ -22,7 +22,7 @@ from bus import fds
 from bus.control import ask
 from bus.runtime import Runtime, Side, living
 from common.errors import Gone
-from tests.chaos.events import Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
+from tests.chaos.events import STOPPED_S, Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
 
 REACH_S = 30.0  # for a role to come to a point that was made sure of; the guest stalls
 
@@ -115,8 +115,11 @@ class At:
 
     def told(self) -> tuple[str, str]:
         """Event and stage, as the table names them."""
-        own = isinstance(self.event, Stop) and (self.event.side, self.event.role) == (self.stage.side, self.stage.role)
-        return ("SIGSTOP" if own else str(self.event or "kill -9")), str(self.stage)
+        return ("SIGSTOP" if self._sleeps() else str(self.event or "kill -9")), str(self.stage)
+
+    def _sleeps(self) -> bool:
+        """Is it the stage's own role that is stopped for a while?"""
+        return self.event == Stop(self.stage.side, self.stage.role)
 
     def strike(self) -> None:
         """Returns when all has happened. RuntimeError if the stage is not reached."""
@@ -127,7 +130,10 @@ class At:
         _await_stopped(pid)
         record = living(Runtime(self.stage.side), self.stage.role)
         try:
-            self.event.strike()
+            if self._sleeps():
+                time.sleep(STOPPED_S)  # in `role.starting` it has no name yet that it could be found by
+            else:
+                self.event.strike()
         finally:
             if record is None or record.pid == pid:
                 _go_on(pid)
