@@ -140,7 +140,7 @@ class At:
 
 
 def _await_state(pid: int, state: str) -> None:
-    """A role tells before it stops or dies: woken in between it would sleep for ever, and be taken for its successor."""
+    """A role tells before it stops or dies: woken too early it would sleep for ever, or be taken for its successor."""
     end = time.monotonic() + REACH_S
     while _state(pid) != state:
         if time.monotonic() > end:
