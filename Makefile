@@ -48,7 +48,7 @@ chaos: setup ## faults at random in a guest under a verifying workload: SEED=...
 
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
-	timeout --foreground -k 20 1500 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
 
 vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controller
 	@$(RUN) -m tools.vm shell
