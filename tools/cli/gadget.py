@@ -10,7 +10,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Refused
 from tools.cli import checks
-from tools.cli.claim import bringing_up
+from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.devices import devices, remove_forgotten
 from tools.cli.holders import holders_of
 from tools.cli.side import adopt, bring_up, refuse_second, say, take_down
@@ -82,6 +82,7 @@ def down(instance: str, force: bool, if_running: bool) -> int:
     if if_running and not supervised(runtime):
         say("gadget does not run: what it left waits for the next 'replug gadget up'")
         return Exit.DONE
+    clear_stale(runtime)
     there, ours = runtime.root.is_dir(), devices(runtime)
     if not there and not ours:
         raise Refused(f"gadget down: no gadget side runs here as instance {instance!r}: nothing to do", Exit.DOWN)

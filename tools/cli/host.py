@@ -11,7 +11,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
-from tools.cli.claim import bringing_up
+from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.side import adopt, bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
 from tools.supervise.launch import all_living, await_deaths, kill, supervised
@@ -76,6 +76,7 @@ def down(instance: str, if_running: bool = False) -> int:
     if if_running and not supervised(runtime):
         say("host does not run")
         return Exit.DONE
+    clear_stale(runtime)
     if not runtime.root.is_dir():
         raise Refused(f"host down: no host side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
     take_down(runtime)
