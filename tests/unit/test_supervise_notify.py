@@ -11,7 +11,7 @@ from bus.role import WATCHDOG
 from bus.runtime import living
 from common import limits
 from tests.unit.test_supervise_live import LiveSide, side, steady
-from tools.supervise.launch import SPAWNER, kill
+from tools.supervise.launch import SPAWNER, all_living, kill
 from tools.supervise.notify import Notifier, interval_of, summary
 
 __all__ = ["side"]  # a fixture
@@ -72,6 +72,21 @@ def test_the_summary_names_who_is_not_running() -> None:
     running, failed = ("usb", "running", ""), ("queue.a", "failed", "exit 20: no such device")
     assert summary([running, running]) == "2 processes, all running"
     assert summary([running, failed]) == "1 of 2 processes running; queue.a failed: exit 20: no such device"
+
+
+def test_the_root_disks_processes_are_named_as_systemd_spares_them(
+    side: LiveSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPLUG_ROOT_STORAGE", "1")
+    side.up(steady("a"))
+    for record in all_living(side.runtime):
+        assert Path(f"/proc/{record.pid}/cmdline").read_bytes().startswith(b"@"), record
+
+
+def test_without_being_asked_no_process_is_spared(side: LiveSide) -> None:
+    side.up(steady("a"))
+    for record in all_living(side.runtime):
+        assert not Path(f"/proc/{record.pid}/cmdline").read_bytes().startswith(b"@"), record
 
 
 def heard(manager: socket.socket, word: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from common.errors import Refused
 from common.units import parse_size, parse_time
+from tools.version import VERSION
 
 _ROLE_COMMANDS = {
     "restart": "drain a role and start it anew",
@@ -48,6 +49,7 @@ def grammar() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--instance", default="default", metavar="I", help="which of several sides (default: default)")
     parser = _Parser(prog="replug", description="An inverted USB disk: every process of it may be killed in use.")
+    parser.add_argument("--version", action="version", version=f"replug {VERSION}", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     gadget = commands.add_parser("gadget", help="the side with the USB device controller")

@@ -19,7 +19,8 @@ _INTRODUCTION = """\
 Made from the parser by `python -m tools.docs`; a test fails where it is not what the parser says.
 
 Sizes are written `64K` or `1G`, times `500ms` or `30s`, ids in hex with `0x`. An error is one line on stderr: what is
-wrong, why, and what to do. Where only one side runs on a machine `--side` is not needed.
+wrong, why, and what to do. Where only one side runs on a machine `--side` is not needed. `replug --version` tells the
+version.
 """
 
 
