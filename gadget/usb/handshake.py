@@ -9,6 +9,7 @@ from typing import Any
 
 from common import wire, wire_v1
 from common.errors import WireError
+from common.ledger import NO_BOOT
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, Hello
 from gadget.usb.kept import Peer
@@ -22,6 +23,7 @@ class Configured:
     peer: Peer
     data: bytes
     epoch: int = 0
+    boot_id: bytes = NO_BOOT  # of the host; v1's
 
 
 class Handshake:
@@ -57,7 +59,8 @@ class Handshake:
                 return Configured(Peer.V0, data)
             case (kind, ControlV1.CONFIG) if kind == CONTROL_TYPE_V1[ControlV1.CONFIG]:
                 data = self._read(setup, wire_v1.CONFIG_MAX_BYTES)
-                return Configured(Peer.V1, data, ConfigV1.decode(data).epoch)
+                sound = ConfigV1.decode(data)
+                return Configured(Peer.V1, data, sound.epoch, sound.boot_id)
             case _:
                 setup.stall()
         return None

@@ -14,6 +14,7 @@ import gadget.usb.core
 import host.session.core
 from bus.lane import LaneClient, LaneServer
 from common.errors import Gone
+from common.ledger import LEDGER_BYTES, Ledger
 from common.wire import ExportRecord
 from gadget.session.core import export_name
 from gadget.session.state import Device, State
@@ -163,6 +164,7 @@ class Run:
         self.driver = model_ublk.Driver(self.world)
         self.arenas: dict[tuple[str, str, int], mmap.mmap] = {}
         self.files: dict[str, bytes] = {}  # state files
+        self.ledgers: dict[tuple[str, int], bytearray] = {}
         self.store: dict[str, dict[str, int]] = {}
         self.notes: dict[int, Any] = {}
         self.mounted: Any = None
@@ -357,6 +359,9 @@ class Run:
                 found.append(Device(export_name(record), record, number))
         return tuple(found)
 
+    def ledger_of(self, runtime: SimRuntime, export_id: int) -> Ledger:
+        return Ledger(self.ledgers.setdefault((runtime.side, export_id), bytearray(LEDGER_BYTES)))
+
     def load(self, path: str) -> State | None:
         data = self.files.get(path)
         return None if data is None else State.decode(data)
@@ -386,6 +391,9 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.session.role", "load", run.load),
         ("gadget.session.role", "save", run.save),
         ("gadget.session.role", "secrets", random),
+        ("gadget.session.role", "ledger_of", run.ledger_of),
+        ("gadget.session.operator", "load_wishes", lambda role: {}),
+        (_GUSB, "ledger_of", run.ledger_of),
         (_GUSB, "Arena", SimArena),
         (_GUSB, "Keeping", ends.Keeping),
         (_GUSB, "tree_of", lambda runtime, args, controller="": ends.GadgetTree()),

@@ -61,6 +61,7 @@ def grammar() -> argparse.ArgumentParser:
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
     actions.add_parser("down", parents=[common], help="end a `host serve`").set_defaults(run=_host_down_run)
 
+    _export(commands.add_parser("export", help="ways out of parking, on the gadget side"), common)
     status = commands.add_parser("status", parents=[common], help="one look at a side")
     _side(status)
     status.add_argument("--json", action="store_true", help="for programs (version 1, see docs/status-json.md)")
@@ -125,6 +126,21 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_host_serve_run)
 
 
+def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="fail|limit|resume")
+    texts = {
+        "fail": "end the device of a parked export now: its I/O fails (EIO)",
+        "limit": "have it fail by itself when it was parked for a time",
+        "resume": "take what the host has, or make a failed export a new device",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, parents=[common], help=text)
+        action.add_argument("export", metavar="NAME", help="its name, id or device, as `replug status` shows them")
+        if name == "limit":
+            action.add_argument("limit", metavar="DURATION", help="as 30s or 5min; `none` takes a limit away")
+        action.set_defaults(run=_export_run)
+
+
 def _side(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", choices=("gadget", "host"), help="needed only where both run")
 
@@ -181,6 +197,12 @@ def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
     return host.down(options.instance)
+
+
+def _export_run(options: argparse.Namespace) -> int:
+    from tools.cli import export
+
+    return export.decide(options.action, options.instance, options.export, getattr(options, "limit", None))
 
 
 def _status_run(options: argparse.Namespace) -> int:
