@@ -4,7 +4,6 @@ The host is the tests' own, so that it can be of any boot.
 """
 
 import errno
-import json
 import mmap
 import os
 import signal
@@ -19,6 +18,7 @@ from bus.runtime import Runtime, Side, living
 from common.wire import ExportRecord
 from tests.e2e.v0_host import await_event
 from tests.e2e.v1_host import V1Host
+from tools.cli.look import look
 from tools.demo import inside
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -70,8 +70,7 @@ def readers() -> Iterator[ThreadPoolExecutor]:
 
 
 def export() -> dict[str, Any]:
-    done = inside.replug("status", "--json", "--side", "gadget")
-    return next(iter(json.loads(done.stdout)["exports"]), {})
+    return next(iter(look(Runtime(Side.GADGET))["exports"]), {})
 
 
 def await_export(what: str, **fields: Any) -> dict[str, Any]:
