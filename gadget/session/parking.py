@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from common.errors import WireError
 from common.ledger import NO_BOOT, Ledger
 from common.units import show_size
-from common.wire_v1 import ConfigV1
+from common.wire_v1 import ConfigV1, ExportFlag, ExportV1
 from gadget.session.core import Decision
 
 VERSION = 1
@@ -44,6 +44,16 @@ def rebooted(exports: Iterable[int], boot_id: bytes, ledger: Callable[[int], Led
         "they may be lost: `replug export resume` takes what the host has, `replug export fail` ends the device"
         for export_id in exports
         if ledger(export_id).lost_to(boot_id) and wishes.get(export_id, NOTHING).accepted != boot_id.hex()
+    }
+
+
+def ejected(exports: Iterable[ExportV1]) -> dict[int, str]:
+    """Exports that the host's operator takes away, and why they are held back."""
+    return {
+        export.record.export_id: "ejected at the host"
+        + (", everything is flushed there" if ExportFlag.FLUSHED in export.flags else ", which flushes it now")
+        for export in exports
+        if ExportFlag.EJECTED in export.flags
     }
 
 

@@ -132,7 +132,7 @@ class Session:
         decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE)
         wishes = self._operator.wishes
         self._rebooted = parking.rebooted(decision.agreed, boot_id, self._ledger, wishes)
-        decision = parking.withhold(decision, {**self._rebooted, **parking.failed(wishes)})
+        decision = parking.withhold(decision, {**parking.ejected(exports), **self._rebooted, **parking.failed(wishes)})
         for export_id, why in decision.refused.items():
             self._role.log.warning(f"export {export_id:#x}: {why}")
         if decision.state != self._state:

@@ -146,6 +146,19 @@ class UsbCore:
             if self.ledger(export_id).lost_to(self.host_boot):
                 self.ledger(export_id).accept(self.host_boot)
 
+    def eject(self, export_ids: frozenset[int], flushed: frozenset[int]) -> None:
+        """These exports may have nothing on the wire any more; what of `flushed` was answered is on stable storage."""
+        self._agreed -= export_ids
+        for export_id in flushed:
+            ledger = self.ledger(export_id)
+            # Else the host cannot have flushed it: that is another boot's, or has not been answered yet.
+            if not ledger.lost_to(self.host_boot) and not self.on_wire(frozenset({export_id})):
+                ledger.flushed(ledger.acknowledged)
+
+    def on_wire(self, export_ids: frozenset[int]) -> bool:
+        """Is anything of these exports not answered yet?"""
+        return any(e.on_wire for e in self._exports.values() if e.record.export_id in export_ids)
+
     def ledger(self, export_id: int) -> Ledger:
         if export_id not in self._ledgers:
             self._ledgers[export_id] = self._ledger_of(export_id)

@@ -136,6 +136,8 @@ class Usb:
     def _take(self, config: Configured) -> None:
         self._handshake.take(config)
         self._core.host_boot = config.boot_id
+        self._core.eject(config.ejected, config.flushed)
+        self._handshake.draining = lambda: self._core.on_wire(config.ejected)
 
     def _session_arrived(self, role: str, generation: int, hello: Body) -> None:
         self._tell_link()

@@ -16,6 +16,7 @@ import pytest
 
 from bus.runtime import Runtime, Side, living
 from common.wire import ExportRecord
+from common.wire_v1 import ExportFlag, ExportV1
 from tests.e2e.v0_host import await_event
 from tests.e2e.v1_host import V1Host
 from tools.cli.look import look
@@ -197,6 +198,23 @@ def test_a_parked_export_that_is_failed_ends_its_io_and_gets_a_new_device_only_w
         read(fd)  # who had the old device open has it no more
     os.close(fd)
     fd = opened()
+    assert read(fd) == bytes(4096)
+    os.close(fd)
+
+
+def test_what_the_host_flushed_before_it_was_unplugged_is_there_after_its_reboot(boots: Boots) -> None:
+    fd = opened()
+    write(fd, 5)
+    assert export()["unflushed_bytes"] == 4096
+    host = boots.host
+    assert host is not None
+    for flags in (ExportFlag.EJECTED, ExportFlag.EJECTED | ExportFlag.FLUSHED):
+        host.exports = (ExportV1(RECORD, flags, name="disk"),)
+        host.announce()
+        await_event("the ejection to be in force", lambda: host.status().active)
+    ejected = await_export("the export to be ejected", state="parked", unflushed_bytes=0)
+    assert ejected["reason"] == "ejected at the host, everything is flushed there"
+    boots.next()
     assert read(fd) == bytes(4096)
     os.close(fd)
 

@@ -19,6 +19,7 @@ from common.wire import ExportRecord
 from gadget.session.core import export_name
 from gadget.session.state import Device, State
 from gadget.ublk.mark import export_of
+from host.session.eject import Ejection
 from tests.sim import ends, model_source, model_ublk
 from tests.sim.checker import BLOCK, Checker
 from tests.sim.faults import Faults
@@ -422,10 +423,12 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.session.role", "find", ends.find),
         ("host.session.role", "Uevents", ends.Uevents),
         ("host.session.role", "os", pids),
+        ("host.session.role", "load_ejection", lambda runtime: Ejection()),
         ("host.session.role", "boot_id", lambda: bytes(range(16))),
         ("host.source.role", "Arena", SimArena),
         ("host.source.role", "Thread", model_source.WorkerThread),
         ("host.source.role", "SimpleQueue", model_source.JobQueue),
+        ("host.source.role", "ledger_of", run.ledger_of),
         ("host.source.role", "parse", lambda name: name),
         ("host.source.role", "open_source", SimSource),
         ("host.source.role", "Latch", SimLatch),

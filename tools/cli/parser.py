@@ -57,9 +57,12 @@ def grammar() -> argparse.ArgumentParser:
     down.set_defaults(run=_gadget_down_run)
 
     host = commands.add_parser("host", help="the side that holds the bytes")
-    actions = host.add_subparsers(dest="action", required=True, metavar="serve|down")
+    actions = host.add_subparsers(dest="action", required=True, metavar="serve|eject|down")
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
     actions.add_parser("down", parents=[common], help="end a `host serve`").set_defaults(run=_host_down_run)
+    eject = actions.add_parser("eject", parents=[common], help="flush, and say when it is safe to unplug or power off")
+    eject.add_argument("name", nargs="*", metavar="NAME", help="of an export (default: all)")
+    eject.set_defaults(run=_host_eject_run)
 
     _export(commands.add_parser("export", help="ways out of parking, on the gadget side"), common)
     status = commands.add_parser("status", parents=[common], help="one look at a side")
@@ -197,6 +200,12 @@ def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
     return host.down(options.instance)
+
+
+def _host_eject_run(options: argparse.Namespace) -> int:
+    from tools.cli import eject
+
+    return eject.eject(options.instance, options.name)
 
 
 def _export_run(options: argparse.Namespace) -> int:
