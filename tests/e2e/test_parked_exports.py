@@ -3,10 +3,12 @@
 The host is the tests' own, so that it can be of any boot.
 """
 
+import contextlib
 import errno
 import mmap
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,17 +35,31 @@ class Boots:
     def __init__(self) -> None:
         self.number = 0
         self.host: V1Host | None = None
+        self._silent = threading.Event()
+        self._heart: threading.Thread | None = None
 
-    def next(self, wait: bool = True) -> V1Host:
-        """Another boot of the host. With `wait` its export is in force when this returns."""
+    def next(self) -> V1Host:
+        """Another boot of the host; its hand-shake is done when this returns."""
         self.leave()
         self.number += 1
         self.host = V1Host(RECORD)
         self.host.boot_id = bytes([self.number]) * 16
-        return self.host.online()
+        self.host.online()
+        self._silent.clear()
+        self._heart = threading.Thread(target=self._beat, args=(self.host,), daemon=True)
+        self._heart.start()
+        return self.host
+
+    def _beat(self, host: V1Host) -> None:
+        """STATUS, so that the gadget does not take the silence for a lost link."""
+        while not self._silent.wait(0.5):
+            with contextlib.suppress(OSError):
+                host.status()
 
     def leave(self) -> None:
-        if self.host is not None:
+        if self.host is not None and self._heart is not None:
+            self._silent.set()
+            self._heart.join()
             self.host.leave()
             self.host = None
 
