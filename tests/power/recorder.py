@@ -24,7 +24,7 @@ class Recorder:
         self._fault, self._numbers = fault, itertools.count()
 
     def _say(self, **fields: Any) -> None:
-        os.write(self._fd, json.dumps({"pid": os.getpid(), **fields}).encode() + b"\n")  # one write: no line is divided
+        os.write(self._fd, json.dumps({"pid": os.getpid(), **fields}).encode() + b"\n")  # one write: lines do not mix
 
     def pwritev(self, fd: int, buffers: list[Any], offset: int) -> int:
         number = next(self._numbers)
@@ -54,4 +54,4 @@ class Recorder:
 
 def record(path: str, fault: str = "") -> None:
     """From here on everything that host.source.file does is recorded in `path`."""
-    beneath.os = Recorder(path, fault).namespace()  # type: ignore[assignment]
+    vars(beneath)["os"] = Recorder(path, fault).namespace()
