@@ -15,13 +15,13 @@ EXPECTED = {
     r"dummy_udc |dummy_hcd |gadget\.\d+: |UDC core: ": "the controller is bound and unbound",
     r"configfs-gadget ": "the gadget's core tells of connect and configuration",
     r"read descriptors|read strings": "FunctionFS was given ours",
-    r"file system registered|FunctionFS": "FunctionFS was loaded or mounted",
+    r"file system registered|FunctionFS|ffs_data_put\(\): |^unloading$": "FunctionFS comes and goes",
     r"block ublkb\d+|\bublk": "the driver tells of devices that come and go",
     r"^ ?ublkb\d+: ": "a partition scan",
     r"process '.*' launched '/bin/sh'|Process accounting": "the guest's own start",
     r"Freezing |Filesystems sync|PM: |OOM killer |Restarting tasks|Done\.|printk: Suspending": "the freezer",
     r"suspend debug: |random: crng": "the freezer; the kernel's own",
-    r"task:|Call Trace|^ ?\?? ?[_a-z0-9.]+\+0x|^ <|RIP: |RSP: |R[A-Z0-9]{2}: ": "a task that did not freeze",
+    r"task:|Call Trace|^\s+(\? )?[\w.]+\+0x|^ <|RIP: |RSP: |R[A-Z0-9]{2}: ": "a task that did not freeze",
     r"systemd-udevd|udevd": "udev's own",
 }
 _KNOWN = re.compile("|".join(EXPECTED))

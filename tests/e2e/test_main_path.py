@@ -120,7 +120,7 @@ def test_restart_of_an_unknown_role_is_told_the_known_ones(bench: inside.Bench) 
 def test_a_second_gadget_up_is_refused_while_the_first_lives(bench: inside.Bench) -> None:
     before = inside.pids()
     done = replug("gadget", "up")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stderr.startswith("replug: ") and done.stderr.count("\n") == 1
     assert inside.pids() == before
 
@@ -185,7 +185,7 @@ def test_forced_down_fails_what_waits_and_leaves_nothing(bench: inside.Bench) ->
     inside.wait_for("the read to wait in the kernel", lambda: dd.in_flight(bench.image_device) > 0)
     started = time.monotonic()
     done = replug("gadget", "down", "--force")
-    assert (done.returncode, done.stderr) == (0, "replug: gadget is down\n")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "replug: gadget is down")
     assert time.monotonic() - started < 30
     assert reader.wait(30) == 1
     assert reader.stderr is not None and "Input/output error" in reader.stderr.read()

@@ -14,7 +14,7 @@ import tools
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side
 from common.errors import Exit, Refused
-from tools.cli.claim import bringing_up, claim_path
+from tools.cli.claim import bringing_up, claim_path, clear_stale
 from tools.cli.side import take_down
 from tools.supervise.launch import SPAWNER, all_living
 
@@ -114,18 +114,23 @@ def test_of_four_serves_at_once_one_serves_and_three_say_busy(serves: Serves) ->
     assert not serves.runtime.root.parent.exists(), "nothing is left behind"
 
 
-def test_a_claim_left_by_a_killed_command_holds_nobody_up(tmp_path: Path) -> None:
-    runtime = Runtime(Side.HOST, base=tmp_path / "r")
+def killed_while_bringing_up(base: Path) -> Runtime:
+    runtime = Runtime(Side.HOST, base=base)
     code = f"""
 import os, signal
 from pathlib import Path
 from bus.runtime import Runtime, Side
 from tools.cli.claim import bringing_up
-with bringing_up(Runtime(Side.HOST, base=Path({str(tmp_path / "r")!r})), "x"):
+with bringing_up(Runtime(Side.HOST, base=Path({str(base)!r})), "x"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=20, check=False)
     assert claim_path(runtime).exists()
+    return runtime
+
+
+def test_a_claim_left_by_a_killed_command_holds_nobody_up(tmp_path: Path) -> None:
+    runtime = killed_while_bringing_up(tmp_path / "r")
     with (
         bringing_up(runtime, "host serve"),
         pytest.raises(Refused, match="is being brought up already") as refused,
@@ -143,3 +148,13 @@ def test_instances_and_sides_are_claimed_apart(tmp_path: Path) -> None:
         bringing_up(Runtime(Side.HOST, "other", tmp_path), "c"),
     ):
         assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_down_takes_away_the_claim_of_a_killed_command_and_not_of_a_living_one(tmp_path: Path) -> None:
+    """Found where `gadget up` was killed at its time limit: the file stayed for ever."""
+    runtime = killed_while_bringing_up(tmp_path / "r")
+    clear_stale(runtime)
+    assert not (tmp_path / "r").exists()
+    with bringing_up(runtime, "host serve"):
+        clear_stale(runtime)
+        assert claim_path(runtime).exists()

@@ -28,6 +28,13 @@ def bringing_up(runtime: Runtime, command: str) -> Iterator[None]:
             path.parent.rmdir()  # if nothing came of it
 
 
+def clear_stale(runtime: Runtime) -> None:
+    """Take away what a command left that was killed while it brought the side up. One that lives keeps its own."""
+    if claim_path(runtime).exists():
+        with contextlib.suppress(Refused), bringing_up(runtime, "down"):
+            pass
+
+
 def claim_path(runtime: Runtime) -> Path:
     return runtime.root.with_name(f".{runtime.root.name}.up")
 

@@ -4,7 +4,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Refused
 from tools.cli import checks
-from tools.cli.claim import bringing_up
+from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.devices import devices, remove_forgotten
 from tools.cli.holders import holders_of
 from tools.cli.side import bring_up, refuse_second, say, take_down
@@ -35,6 +35,7 @@ def up(instance: str, udc: str | None, serial: str | None, queue_depth: int | No
 def down(instance: str, force: bool) -> int:
     """Leave nothing behind. A holder of a device is named, and nothing changed, unless `force`."""
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
+    clear_stale(runtime)
     there, ours = runtime.root.is_dir(), devices(runtime)
     if not there and not ours:
         raise Refused(f"gadget down: no gadget side runs here as instance {instance!r}: nothing to do", Exit.DOWN)

@@ -10,7 +10,7 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
-from tools.cli.claim import bringing_up
+from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.side import bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
 from tools.supervise.launch import all_living, await_deaths, kill
@@ -51,6 +51,7 @@ def serve(instance: str, arguments: Sequence[str], block_size: int | None, read_
 def down(instance: str) -> int:
     """End a `host serve` from elsewhere, or clear away what a dead one left."""
     runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
+    clear_stale(runtime)
     if not runtime.root.is_dir():
         raise Refused(f"host down: no host side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
     take_down(runtime)
