@@ -4,7 +4,6 @@ Its death pauses no I/O: usb and the queues go on with what they were told last;
 says the same again.
 """
 
-import itertools
 import mmap
 import os
 import secrets
@@ -21,7 +20,7 @@ from common.ledger import NO_BOOT, Ledger
 from common.wire_v1 import ExportV1
 from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of
-from gadget.session.kernel import devices_of, ublk_ids
+from gadget.session.kernel import devices_of, free_id, ublk_ids
 from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
 
@@ -49,6 +48,7 @@ class Session:
         self._link: dict[str, Any] = {"state": "absent"}
         self._since = datetime.now(UTC)
         self._queues: dict[str, dict[str, Any]] = {}
+        self._scanned: set[str] = set()  # queues whose disk's partitions were asked for since it is live
         role.on_watchdog(self._want_queues, self._from_watchdog)
         role.status = self._status
         self._usb = role.connect("usb", "session", lambda: {}, self._usb_arrived, self._from_usb)
@@ -97,6 +97,9 @@ class Session:
     def _from_watchdog(self, note: dict[str, Any]) -> None:
         if note.get("note") == "role" and isinstance(note.get("role"), str):
             self._queues[note["role"]] = note
+            if note.get("state") != "running":
+                self._scanned.discard(note["role"])
+            self._scan()
 
     # -- towards usb ---------------------------------------------------------------------------------------------
     def _usb_arrived(self, generation: int) -> None:
@@ -120,6 +123,9 @@ class Session:
             if body.get("state") != self._link.get("state"):
                 self._since = datetime.now(UTC)
             self._link = body
+            if body.get("state") != "online":
+                self._scanned.clear()
+            self._scan()
         elif body.get("note") == "config_exports":
             data, version = body["data"], int(body["version"])
             self._set, self._answered = (exports_of(data, version), parking.boot_of(data, version)), int(body["count"])
@@ -143,6 +149,16 @@ class Session:
         trace.point("session.saved")
         self._want_queues()
         self._tell_usb()
+        self._scan()
+
+    def _scan(self) -> None:
+        """Partitions of each disk, now that it can be read: asked for once whenever it has become live."""
+        for device in self._state.devices:
+            role = queue_role(device.name)
+            running = self._queues.get(role, {}).get("state") == "running"
+            if running and role not in self._scanned and self._export_status(device)["state"] == "live":
+                self._scanned.add(role)
+                self._role.tell_watchdog({"note": "job", "function": "scan", "role": role})
 
     # -- the operator --------------------------------------------------------------------------------------------
     def _ledger(self, export_id: int) -> Ledger:
@@ -162,9 +178,7 @@ class Session:
         if self._set is not None:
             self._operator.accept(export_id, self._set[1])
         if anew:
-            others = (d for d in self._state.devices if d.record.export_id != export_id)
-            taken = ublk_ids() | {d.ublk_id for d in others}
-            free = next(number for number in itertools.count() if number not in taken)
+            free = free_id(frozenset(d.ublk_id for d in self._state.devices))
             moved = (replace(d, ublk_id=free) if d.record.export_id == export_id else d for d in self._state.devices)
             self._state = replace(self._state, devices=tuple(moved))
             save(self._path, self._state)
