@@ -60,6 +60,12 @@ EXPORT: Fields = {
     "read_only": ("boolean", "writes are refused"),
     "state": (EXPORT_STATES, "live: I/O flows; parked: waits for the host; recovering: its process is being replaced"),
     "reason?": ("string", "what it waits for and since when, or why it failed"),
+    "unflushed_bytes?": (
+        "integer",
+        "bytes acknowledged and not covered by a FLUSH: a power cut of the host takes them",
+    ),
+    "needs_operator?": ("boolean", "it waits for `replug export resume` or `fail`: the reason says why (gadget side)"),
+    "limit_s?": ("number", "parked for so many seconds, it fails (gadget side); 0: it waits without a limit"),
     "in_flight?": ("integer", "I/Os taken and not yet ended"),
     "oldest_ms?": ("integer", "for how long the oldest of them waits (gadget side); 0: none does"),
     "read_iops?": ("number", "reads a second, over the last whole second"),
