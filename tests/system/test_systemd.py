@@ -34,7 +34,7 @@ class Systemd:
     """A system manager with nothing to run but what a test starts."""
 
     def __init__(self, log: Path) -> None:
-        UNITS.mkdir(parents=True)
+        UNITS.mkdir(parents=True, exist_ok=True)
         (UNITS / "empty.target").write_text("[Unit]\nDefaultDependencies=no\n")
         (UNITS / "systemd-journald.service").symlink_to("/dev/null")
         command = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "/lib/systemd/systemd", "--system"]
@@ -89,7 +89,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     program = Path("/usr/bin/replug")
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -P -m tools.cli "$@"\n')
     program.chmod(0o755)
-    Path("/etc/replug").mkdir()
+    Path("/etc/replug").mkdir(exist_ok=True)
     (work / "disk.img").write_bytes(DATA)
     Path("/etc/replug/replug.toml").write_text(f'[host]\nsource = ["{work}/disk.img"]\n')
     for side, more in ((GADGET, "[Service]\nWatchdogSec=20\n"), ("replug-host.service", "")):
