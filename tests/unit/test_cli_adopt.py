@@ -80,7 +80,10 @@ def test_serve_in_the_background_returns_when_it_is_ready_and_says_how_to_end_it
         Exit.BUSY,
     )
     adopting = serves.start("--background", "--adopt")
-    assert adopting.communicate(timeout=60) == ("", "replug: host serves already\n")
+    assert adopting.communicate(timeout=60) == (
+        "",
+        "replug: host serves already\nreplug: 'replug host down' ends it\n",
+    )
     assert adopting.returncode == Exit.DONE
 
 
