@@ -1,7 +1,7 @@
 """Our units under a real systemd, which is process 1 of a pid namespace in the guest: what it does at each death.
 
 Both sides run as services, joined by dummy_hcd, with one disk that a reader keeps open all the time. Run by
-`make systemd`, not by `make test`: a guest needs minutes for it.
+`make system`, not by `make test`: a guest needs minutes for it.
 """
 
 import mmap
