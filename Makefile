@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos e2e system deb vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -46,9 +46,14 @@ chaos: setup ## faults at random in a guest under a verifying workload: SEED=...
 		env SEED=$(SEED) N=$(N) EACH=$(EACH) CELLS=$(CELLS) $(if $(CELLS),RESULTS=$(abspath $(RESULTS))/chaos/cells.jsonl) \
 		$(RUN) -m tests.chaos
 
+chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... N=... (200), or EACH=3, or CELLS=1; V0=1
+	@mkdir -p $(RESULTS)/chaos
+	@SEED=$(SEED) N=$(or $(N),200) EACH=$(EACH) CELLS=$(CELLS) V0=$(V0) \
+		$(if $(CELLS),RESULTS=$(RESULTS)/chaos/native-cells.jsonl) timeout --foreground -k 20 14400 $(RUN) -m tests.native
+
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
-	timeout --foreground -k 20 1500 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
 
 system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets: two guests, minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \

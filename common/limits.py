@@ -75,3 +75,7 @@ RESTARTS_WITHIN_S = 2.0
 MAX_REQUEST_BYTES = 1 << 20  # one request of a gadget: smoo's may be larger than our own MAX_IO_BYTES
 HOST_ARENA_BYTES = 4 << 20  # payloads of one export on their way: QUEUE_DEPTH of MAX_IO_BYTES, and as much again
 SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page cache answers in parallel
+
+# -- parked exports ----------------------------------------------------------------------------------------------
+MIN_PARK_S = 1.0  # an operator's limit: below it a mere respawn of a role would end a disk
+MAX_PARK_S = 30 * 86400.0  # longer is no limit

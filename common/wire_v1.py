@@ -45,6 +45,8 @@ class ExportFlag(IntFlag):
     READ_ONLY = 1
     DISCARD = 2
     WRITE_ZEROES = 4
+    EJECTED = 8  # the host's operator takes it away: nothing of it may be sent
+    FLUSHED = 16  # with EJECTED: everything of it that was ever answered is on stable storage
 
 
 class RequestFlag(IntFlag):

@@ -1,5 +1,7 @@
 """The devices of an instance as the kernel has them: what is left when a state file is lost or torn. Reads only."""
 
+import contextlib
+import itertools
 import os
 
 from common.errors import WireError
@@ -19,6 +21,20 @@ def ublk_ids() -> frozenset[int]:
     except FileNotFoundError:
         return frozenset()
     return frozenset(int(name.removeprefix("ublkc")) for name in names)
+
+
+def free_id(taken: frozenset[int]) -> int:
+    """The smallest number that no device has, nor one that was deleted and is still held open: sysfs has those no more.
+
+    Raises OSError, TimeoutError if the driver does not answer.
+    """
+    with Control(timeout_s=_ANSWER_S) as control:
+        for number in itertools.count():
+            if number not in taken:
+                with contextlib.suppress(FileNotFoundError):
+                    if control.find(number) is None:
+                        return number
+    raise AssertionError("numbers never end")
 
 
 def devices_of(instance: str) -> tuple[Device, ...]:

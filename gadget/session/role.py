@@ -7,16 +7,21 @@ says the same again.
 import mmap
 import os
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits, trace
 from common.errors import WireError
+from common.ledger import NO_BOOT, Ledger
 from common.wire_v1 import ExportV1
+from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of
-from gadget.session.kernel import devices_of, ublk_ids
+from gadget.session.kernel import devices_of, free_id, ublk_ids
+from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
 
 QUEUE_ENTRY = "gadget.ublk.role"
@@ -36,9 +41,14 @@ class Session:
         self._answered = 0  # the CONFIG_EXPORTS, by usb's count, that `agreed` belongs to
         self._agreed: frozenset[int] = frozenset()
         self._refused: dict[int, str] = {}
+        self._rebooted: dict[int, str] = {}  # those of the refused that the operator decides about
+        self._set: tuple[tuple[ExportV1, ...], bytes] | None = None  # the host's last set, and its boot id
+        self._ledgers: dict[int, Ledger] = {}
+        self._operator = Operator(role, self._exports, self._failed, self._resumed)
         self._link: dict[str, Any] = {"state": "absent"}
         self._since = datetime.now(UTC)
         self._queues: dict[str, dict[str, Any]] = {}
+        self._scanned: set[str] = set()  # queues whose disk's partitions were asked for since it is live
         role.on_watchdog(self._want_queues, self._from_watchdog)
         role.status = self._status
         self._usb = role.connect("usb", "session", lambda: {}, self._usb_arrived, self._from_usb)
@@ -65,8 +75,11 @@ class Session:
 
     # -- towards the watchdog ------------------------------------------------------------------------------------
     def _want_queues(self) -> None:
+        failed = parking.failed(self._operator.wishes)
         roles = [
-            {"role": queue_role(d.name), "entry": QUEUE_ENTRY, "args": self._queue_args(d)} for d in self._state.devices
+            {"role": queue_role(d.name), "entry": QUEUE_ENTRY, "args": self._queue_args(d)}
+            for d in self._state.devices
+            if d.record.export_id not in failed
         ]
         self._role.tell_watchdog({"note": "want", "roles": roles})
 
@@ -84,6 +97,9 @@ class Session:
     def _from_watchdog(self, note: dict[str, Any]) -> None:
         if note.get("note") == "role" and isinstance(note.get("role"), str):
             self._queues[note["role"]] = note
+            if note.get("state") != "running":
+                self._scanned.discard(note["role"])
+            self._scan()
 
     # -- towards usb ---------------------------------------------------------------------------------------------
     def _usb_arrived(self, generation: int) -> None:
@@ -107,22 +123,72 @@ class Session:
             if body.get("state") != self._link.get("state"):
                 self._since = datetime.now(UTC)
             self._link = body
+            if body.get("state") != "online":
+                self._scanned.clear()
+            self._scan()
         elif body.get("note") == "config_exports":
-            self._configure(exports_of(body["data"], int(body["version"])), int(body["count"]))
+            data, version = body["data"], int(body["version"])
+            self._set, self._answered = (exports_of(data, version), parking.boot_of(data, version)), int(body["count"])
+            trace.point("session.configuring")
+            self._decide()
 
-    def _configure(self, exports: tuple[ExportV1, ...], count: int) -> None:
-        trace.point("session.configuring")
+    def _decide(self) -> None:
+        """The host's last set, and what the operator has said, become what is in force."""
+        exports, boot_id = self._set or ((), NO_BOOT)
         decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE)
+        wishes = self._operator.wishes
+        self._rebooted = parking.rebooted(decision.agreed, boot_id, self._ledger, wishes)
+        decision = parking.withhold(decision, {**parking.ejected(exports), **self._rebooted, **parking.failed(wishes)})
         for export_id, why in decision.refused.items():
             self._role.log.warning(f"export {export_id:#x}: {why}")
         if decision.state != self._state:
             self._state = decision.state
             save(self._path, self._state)  # before any device is made
-        self._agreed, self._refused, self._answered = decision.agreed, decision.refused, count
+        self._agreed, self._refused = decision.agreed, decision.refused
         self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         trace.point("session.saved")
         self._want_queues()
         self._tell_usb()
+        self._scan()
+
+    def _scan(self) -> None:
+        """Partitions of each disk, now that it can be read: asked for once whenever it has become live."""
+        for device in self._state.devices:
+            role = queue_role(device.name)
+            running = self._queues.get(role, {}).get("state") == "running"
+            if running and role not in self._scanned and self._export_status(device)["state"] == "live":
+                self._scanned.add(role)
+                self._role.tell_watchdog({"note": "job", "function": "scan", "role": role})
+
+    # -- the operator --------------------------------------------------------------------------------------------
+    def _ledger(self, export_id: int) -> Ledger:
+        if export_id not in self._ledgers:
+            self._ledgers[export_id] = ledger_of(self._role.runtime, export_id)
+        return self._ledgers[export_id]
+
+    def _exports(self) -> list[tuple[int, dict[str, Any]]]:
+        return [(device.record.export_id, self._export_status(device)) for device in self._state.devices]
+
+    def _failed(self, export_id: int) -> None:
+        """Its queue is not wanted any more: the watchdog ends it and takes the device away, and its I/O fails."""
+        self._decide_anew()
+
+    def _resumed(self, export_id: int, anew: bool) -> None:
+        """What the host has is accepted; a device that was ended gets a successor, under a number that nobody holds."""
+        if self._set is not None:
+            self._operator.accept(export_id, self._set[1])
+        if anew:
+            free = free_id(frozenset(d.ublk_id for d in self._state.devices))
+            moved = (replace(d, ublk_id=free) if d.record.export_id == export_id else d for d in self._state.devices)
+            self._state = replace(self._state, devices=tuple(moved))
+            save(self._path, self._state)
+        self._decide_anew()
+
+    def _decide_anew(self) -> None:
+        if self._set is not None:
+            self._decide()
+        else:  # the host has said nothing to this session yet: when it does, the wish is known
+            self._want_queues()
 
     # -- status --------------------------------------------------------------------------------------------------
     def _status(self) -> dict[str, Any]:
@@ -140,12 +206,16 @@ class Session:
     def _export_status(self, device: Device) -> dict[str, Any]:
         queue = self._queues.get(queue_role(device.name), {})
         in_force = device.record.export_id in self._agreed or device.record.export_id in self._state.configured
+        export_id = device.record.export_id
+        wish = self._operator.wishes.get(export_id, parking.NOTHING)
         state, reason = "live", ""
-        if queue.get("state") not in (None, "running"):
+        if wish.failed:
+            state, reason = "failed", f"{wish.failed}: `replug export resume` gives it a new device"
+        elif queue.get("state") not in (None, "running"):
             state = "failed" if queue["state"] == "failed" else "recovering"
             reason = f"{queue_role(device.name)} is {queue['state']}: {queue.get('reason') or 'no reason given'}"
-        elif device.record.export_id in self._refused:
-            state, reason = "parked", self._refused[device.record.export_id]
+        elif export_id in self._refused:
+            state, reason = "parked", self._refused[export_id]
         elif self._link.get("state") != "online":
             state = "parked"
             reason = f"link {self._link.get('state')} since {self._since.isoformat(timespec='seconds')}"
@@ -154,13 +224,17 @@ class Session:
         return {
             "name": device.label or device.name,
             "role": queue_role(device.name),
-            "id": f"{device.record.export_id:#010x}",
-            "device": f"/dev/ublkb{device.ublk_id}",
+            "id": f"{export_id:#010x}",
+            "device": "" if wish.failed else f"/dev/ublkb{device.ublk_id}",
             "size_bytes": device.record.size_bytes,
             "block_size": device.record.block_size,
             "read_only": device.read_only,
             "state": state,
             "reason": reason,
+            "unflushed_bytes": self._ledger(export_id).unflushed,
+            "needs_operator": bool(wish.failed) or (state == "parked" and export_id in self._rebooted),
+            "limit_s": wish.limit_s,
+            "ended": queue.get("state") in (None, "gone"),
         }
 
 

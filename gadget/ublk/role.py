@@ -2,7 +2,7 @@
 
 The main thread opens, FETCHes and runs the loop; START_DEV or END_USER_RECOVERY, which wait for it, go from a thread of
 their own. Decisions are gadget.ublk.core's (requests) and gadget.ublk.control.plan's (what to do with what is there).
-Also here: `settle` and `retire`, which run in disposable processes because they may block.
+Also here: `settle`, `scan` and `retire`, which run in disposable processes because they may block.
 """
 
 import errno
@@ -26,6 +26,7 @@ from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, plan
 from gadget.ublk.core import Commit, QueueCore, parse_completions
 from gadget.ublk.device import QueueDevice, settle_queue_limits
 from gadget.ublk.mark import ownership_mark
+from gadget.ublk.partitions import make_known
 
 _OPS = {
     BlockOp.READ: Op.READ,
@@ -264,6 +265,13 @@ def start(role: Role) -> None:
 def settle(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
     """Set the queue limits (see settle_queue_limits), in a process that may block and does not hold the device."""
     settle_queue_limits(int(args["ublk_id"]), int(args["depth"]))
+
+
+def scan(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
+    """Make the disk's partitions known, in a process that may wait for I/O (see gadget.ublk.partitions)."""
+    faults = make_known(int(args["ublk_id"]))
+    if faults:
+        raise Refused("; ".join(faults))
 
 
 def retire(runtime: Runtime, role: str, args: dict[str, Any]) -> None:

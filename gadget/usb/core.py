@@ -6,15 +6,16 @@ export's new requests wait until every orphan is answered or the link epoch chan
 after a newer one was acknowledged). Called by gadget/usb/role.py and the simulator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from errno import EINVAL, EOPNOTSUPP
 
 from common import limits
 from common.errors import Illegal, WireError
+from common.ledger import LEDGER_BYTES, NO_BOOT, Ledger
 from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
-from common.wire_v1 import Record
+from common.wire_v1 import Record, RequestFlag
 from gadget.usb.link import TABLE, Event, Link, Step
 
 
@@ -39,6 +40,7 @@ class Pending:
     payload_left: bool = False  # of a write: nothing waits to be read from its slot any more
     status: int = 0  # the host's answer, once LEAVING
     filled_bytes: int = 0  # v1: of its read payload, in this epoch
+    covers: int = 0  # of a FLUSH: what its export's ledger had acknowledged when it was sent
     asked: Request | None = None  # v0: the FUA write that `request` is the second half of, a FLUSH
 
 
@@ -103,9 +105,9 @@ class _Export:
 
 
 class UsbCore:
-    """Link state and in-flight table of the gadget's usb role."""
+    """Link state and in-flight table of the gadget's usb role. `ledger_of` opens an export's ledger by its id."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger_of: Callable[[int], Ledger] = lambda export_id: Ledger(bytearray(LEDGER_BYTES))) -> None:
         self.link = Link.ABSENT
         self.epoch = 0
         self.data_moved = False  # since the last ENABLE
@@ -113,6 +115,9 @@ class UsbCore:
         self._agreed: frozenset[int] = frozenset()
         self._exports: dict[str, _Export] = {}
         self._by_id: dict[int, str] = {}
+        self.host_boot = NO_BOOT  # boot id of the host that has configured us
+        self._ledger_of = ledger_of
+        self._ledgers: dict[int, Ledger] = {}
 
     # -- the link ------------------------------------------------------------------------------------------------
     def on(self, event: Event) -> tuple[Step, ...]:
@@ -132,8 +137,32 @@ class UsbCore:
         return steps
 
     def agree(self, export_ids: frozenset[int]) -> None:
-        """The host's set as the session accepted it: only these may have requests on the wire."""
+        """The host's set as the session accepted it: only these may have requests on the wire.
+
+        What an earlier boot of the host may have lost is accepted too: else the session would not have agreed.
+        """
         self._agreed = export_ids
+        for export_id in export_ids:
+            if self.ledger(export_id).lost_to(self.host_boot):
+                self.ledger(export_id).accept(self.host_boot)
+
+    def eject(self, export_ids: frozenset[int], flushed: frozenset[int]) -> None:
+        """These exports may have nothing on the wire any more; what of `flushed` was answered is on stable storage."""
+        self._agreed -= export_ids
+        for export_id in flushed:
+            ledger = self.ledger(export_id)
+            # Else the host cannot have flushed it: that is another boot's, or has not been answered yet.
+            if not ledger.lost_to(self.host_boot) and not self.on_wire(frozenset({export_id})):
+                ledger.flushed(ledger.acknowledged)
+
+    def on_wire(self, export_ids: frozenset[int]) -> bool:
+        """Is anything of these exports not answered yet?"""
+        return any(e.on_wire for e in self._exports.values() if e.record.export_id in export_ids)
+
+    def ledger(self, export_id: int) -> Ledger:
+        if export_id not in self._ledgers:
+            self._ledgers[export_id] = self._ledger_of(export_id)
+        return self._ledgers[export_id]
 
     def _new_epoch(self) -> None:
         self.epoch += 1
@@ -211,6 +240,7 @@ class UsbCore:
                 if self.v0 and pending.request.flags:
                     pending.asked, pending.request = pending.request, replace(pending.request, flags=0)
                 pending.stage = Stage.SENT
+                pending.covers = self.ledger(export.record.export_id).acknowledged
                 export.on_wire[request_id] = pending
                 self.data_moved = True
                 is_write = pending.request.op is Op.WRITE
@@ -293,8 +323,18 @@ class UsbCore:
             export.waiting.insert(0, pending)
             return []
         if not pending.orphan:
+            if status == 0:
+                self._enter(export, pending)
             return [Done(pending.export, pending.arena, pending.sequence, status)]
         return list(self._releasable(pending.export, export))
+
+    def _enter(self, export: _Export, pending: Pending) -> None:
+        """Keep the books, before the queue hears of it: a death in between counts a write that is then done again."""
+        request, ledger = pending.request, self.ledger(export.record.export_id)
+        if request.op is Op.FLUSH:
+            ledger.flushed(pending.covers)
+        elif request.op is Op.WRITE_ZEROES or (request.op is Op.WRITE and not request.flags & RequestFlag.FUA):
+            ledger.wrote(self._payload(export, pending), self.host_boot)
 
     def releasable(self) -> list[Release]:
         """Arenas of dead queues that nothing refers to any more (after an epoch change, or their last answer)."""

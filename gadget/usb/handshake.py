@@ -4,13 +4,15 @@ IDENT, HELLO and STATUS are answered here; a set of exports is checked, kept for
 the link as an event. Called by gadget/usb/role.py only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from common import wire, wire_v1
 from common.errors import WireError
+from common.ledger import NO_BOOT
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
-from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, Hello
+from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, Hello
 from gadget.usb.kept import Peer
 from gadget.usb.transport import Setup
 
@@ -22,6 +24,9 @@ class Configured:
     peer: Peer
     data: bytes
     epoch: int = 0
+    boot_id: bytes = NO_BOOT  # of the host; v1's
+    ejected: frozenset[int] = frozenset()  # export ids
+    flushed: frozenset[int] = frozenset()  # those of them that are on stable storage whole
 
 
 class Handshake:
@@ -33,6 +38,7 @@ class Handshake:
         self._count = 0
         self._agreed: frozenset[int] = frozenset()
         self.active = False
+        self.draining: Callable[[], bool] = lambda: False  # is something of an ejected export still on the wire?
 
     def forget(self) -> None:
         """A new link epoch: nothing the host said before counts."""
@@ -50,14 +56,15 @@ class Handshake:
             case (kind, ControlV1.HELLO) if kind == CONTROL_TYPE_V1[ControlV1.HELLO]:
                 setup.reply(Hello().encode())
             case (kind, Control.STATUS) if kind == CONTROL_TYPE[Control.STATUS] and self.session_id is not None:
-                setup.reply(Status(self.active, len(self._agreed), self.session_id).encode())
+                active = self.active and not self.draining()
+                setup.reply(Status(active, len(self._agreed), self.session_id).encode())
             case (kind, Control.CONFIG_EXPORTS) if kind == CONTROL_TYPE[Control.CONFIG_EXPORTS]:
                 data = self._read(setup, wire.CONFIG_MAX_BYTES)
                 ConfigExports.decode(data)
                 return Configured(Peer.V0, data)
             case (kind, ControlV1.CONFIG) if kind == CONTROL_TYPE_V1[ControlV1.CONFIG]:
                 data = self._read(setup, wire_v1.CONFIG_MAX_BYTES)
-                return Configured(Peer.V1, data, ConfigV1.decode(data).epoch)
+                return _configured_v1(data)
             case _:
                 setup.stall()
         return None
@@ -88,3 +95,14 @@ class Handshake:
             return False
         self._agreed, self.active = agreed, True
         return True
+
+
+def _configured_v1(data: bytes) -> Configured:
+    config = ConfigV1.decode(data)
+
+    def having(flags: ExportFlag) -> frozenset[int]:
+        return frozenset(export.record.export_id for export in config.exports if flags in export.flags)
+
+    ejected = having(ExportFlag.EJECTED)
+    flushed = having(ExportFlag.EJECTED | ExportFlag.FLUSHED)
+    return Configured(Peer.V1, data, config.epoch, config.boot_id, ejected, flushed)

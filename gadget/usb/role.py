@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bus.arena import Arena
+from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.keeping import Keeping
 from bus.role import Role
@@ -32,7 +33,7 @@ class Usb:
     """Handlers of the gadget's usb role."""
 
     def __init__(self, role: Role) -> None:
-        self._role, self._core = role, UsbCore()
+        self._role, self._core = role, UsbCore(lambda export_id: ledger_of(role.runtime, export_id))
         self._arenas: dict[tuple[str, int], Arena] = {}
         self._released: list[tuple[str, int]] = []  # unmapped once the kernel has let go of all old transfers
         self._completions: dict[str, list[list[int]]] = {}
@@ -120,17 +121,23 @@ class Usb:
             if config.peer is Peer.V0:
                 self._transport.reenumerate()
         elif config.peer is Peer.V1 and before is not None and before.epoch == config.epoch:
-            self._handshake.take(config)
+            self._take(config)
             self._event(Event.UPDATED)
         elif config.peer is Peer.V1 and self._core.data_moved:
             self._transport.start_over("the host began a new epoch without setting its interface anew")
         else:
-            self._handshake.take(config)
+            self._take(config)
             trace.point("usb.configured")
             self._event(Event.CONFIGURED)
             if self._core.link is Link.HANDSHAKE:
                 self._core.v0 = config.peer is Peer.V0
                 self._transport.begin_data(config.peer, config.epoch)
+
+    def _take(self, config: Configured) -> None:
+        self._handshake.take(config)
+        self._core.host_boot = config.boot_id
+        self._core.eject(config.ejected, config.flushed)
+        self._handshake.draining = lambda: self._core.on_wire(config.ejected)
 
     def _session_arrived(self, role: str, generation: int, hello: Body) -> None:
         self._tell_link()

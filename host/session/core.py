@@ -39,6 +39,7 @@ class Event(Enum):
     CHANGED = auto()  # STATUS: another session id than this link's
     MISSED = auto()  # STATUS_MISSES in a row
     FAILED = auto()  # a request of the hand-shake failed, or it is not a gadget of ours
+    CHANGE = auto()  # another set of exports, or other flags of them, is to be announced
     EXPIRED = auto()  # the hand-shake takes too long
 
 
@@ -82,6 +83,8 @@ TABLE: dict[tuple[State, Event], tuple[State, tuple[Step, ...]]] = {
     (_S.ONLINE, _E.MISSED): _OVER,
     (_S.DETACHING, _E.DETACHED): (_S.SEARCHING, (_T.SEARCH_SOON,)),
     (_S.DETACHING, _E.ATTACHED): (_S.DETACHING, ()),
+    **{(state, _E.CHANGE): (state, ()) for state in _S},  # it is said with the next CONFIG
+    **{(state, _E.CHANGE): (_S.CONFIG, (_T.SEND_CONFIG,)) for state in (_S.CONFIG, _S.SETTLING, _S.ONLINE)},
     **{(state, _E.FAILED): _OVER for state in _HANDSHAKE},
     **{(state, _E.EXPIRED): _OVER for state in (*_HANDSHAKE, _S.RESTARTING)},
     **{(state, _E.RESTARTED): (_S.CONFIG, (_T.SEND_CONFIG,)) for state in _ATTACHED},

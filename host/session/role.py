@@ -19,6 +19,7 @@ from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Iden
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
 from host.session.choice import chooser
 from host.session.core import Event, SessionCore, State, Step, Verdict
+from host.session.eject import Ejection, load_ejection, save_ejection
 from host.session.finder import Gadget, Uevents, find
 from host.session.hold import Hold
 
@@ -34,6 +35,11 @@ class Session:
         self._config_v1 = tuple(_export_v1(*export) for export in exports)
         self._boot_id = boot_id()
         self._core = SessionCore(len(exports))
+        self._ejection = load_ejection(role.runtime)
+        self._announced: Ejection | None = None  # what the last CONFIG said; None: a predecessor's, nobody knows
+        self._idle = False  # nothing is left that a v0 gadget could be given
+        role.method("eject", self._call_eject)
+        role.method("flushed", self._call_flushed)
         self._gadget: Gadget | None = None
         self._hold = Hold()
         self._refused: set[tuple[int, int]] = set()  # could not be attached since all were tried
@@ -122,7 +128,7 @@ class Session:
             self._search()
 
     def _search(self) -> None:
-        if self._core.state is not State.SEARCHING:
+        if self._core.state is not State.SEARCHING or self._idle:
             return
         gadgets = find(self._wanted)
         gadget = self._free(gadgets)
@@ -190,14 +196,54 @@ class Session:
         session_id = int(note["session_id"])
         event = self._core.link(int(note["version"]), int(note["epoch"]), session_id)
         self._event(event, f"session {session_id:#018x} goes on" if event is Event.ATTACHED_ONLINE else "")
+        if event is Event.ATTACHED_ONLINE and self._ejection.ejected:
+            self._event(Event.CHANGE)  # whether our predecessor has said it nobody knows
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
     def _announce(self) -> None:
+        self._announced = self._ejection
         if self._core.version == 1:
-            config = ConfigV1(self._core.epoch, self._boot_id, self._config_v1)
-            self._ask(ControlV1.CONFIG, config.encode())
+            exports = tuple(self._ejection.marked(export) for export in self._config_v1)
+            self._ask(ControlV1.CONFIG, ConfigV1(self._core.epoch, self._boot_id, exports).encode())
+        elif self._ejection.ejected:
+            left = tuple(e for e in self._config.exports if e.export_id not in self._ejection.ejected)
+            self._idle = not left
+            if self._idle:
+                self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
+            else:
+                self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
         else:
             self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+
+    # -- ejecting ------------------------------------------------------------------------------------------------
+    def _call_eject(self, arguments: dict[str, Any]) -> list[str]:
+        """Announce these exports (`names`; none: all) as ejected. Returns their names."""
+        known = {str(export[3]): int(export[0]) for export in self._exports}
+        names = [str(name) for name in arguments.get("names") or known]
+        if unknown := [name for name in names if name not in known]:
+            raise Refused(f"{unknown[0]}: not served here: there are: {', '.join(known)}")
+        self._change(self._ejection.eject(known[name] for name in names))
+        return names
+
+    def _call_flushed(self, arguments: dict[str, Any]) -> list[str]:
+        """The sources of these ejected exports have flushed after the gadget had the last answer: tell it."""
+        names = [str(name) for name in arguments["names"]]
+        self._change(self._ejection.flush(int(export[0]) for export in self._exports if export[3] in names))
+        return names
+
+    def _change(self, ejection: Ejection) -> None:
+        if ejection != self._ejection:
+            self._ejection = ejection
+            save_ejection(self._role.runtime, ejection)
+        if self._ejection != self._announced:
+            self._event(Event.CHANGE)
+
+    @property
+    def _told(self) -> bool:
+        """Does the gadget act on what was last said of ejecting? Without a gadget nobody has to."""
+        if self._core.state is State.ONLINE:
+            return self._announced == self._ejection
+        return self._core.state is State.SEARCHING
 
     def _ask(self, request: Control | ControlV1, data: bytes = b"") -> None:
         self._control_serial += 1
@@ -264,10 +310,17 @@ class Session:
                 "reason": "" if online else self._reason,
             },
             "exports": [self._export_status(export, online) for export in self._exports],
+            "ejection_told": self._told,
         }
 
     def _export_status(self, export: list[Any], online: bool) -> dict[str, Any]:
         export_id, block_size, size_bytes, name, read_only = export
+        reason = "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}"
+        if export_id in self._ejection.ejected:
+            flushed = export_id in self._ejection.flushed
+            reason = "ejected: " + (
+                "flushed: it is safe to unplug or power off" if flushed else "not flushed yet: wait"
+            )
         return {
             "name": name,
             "role": f"source.{name}",
@@ -276,8 +329,8 @@ class Session:
             "size_bytes": size_bytes,
             "block_size": block_size,
             "read_only": read_only,
-            "state": "live" if online else "parked",
-            "reason": "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}",
+            "state": "live" if online and export_id not in self._ejection.ejected else "parked",
+            "reason": reason,
         }
 
 

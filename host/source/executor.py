@@ -6,6 +6,7 @@ Called in threads by host.source.role, several at a time; never raises for what 
 import errno
 from threading import Lock
 
+from common.ledger import LEDGER_BYTES, Ledger
 from common.wire import Op
 from host.source.core import Job
 from host.source.interface import Source
@@ -13,11 +14,13 @@ from host.source.latch import Latch
 
 
 class Executor:
-    """One source and the record of its failure."""
+    """One source, the record of its failure, and what of it was written and not flushed."""
 
-    def __init__(self, source: Source, latch: Latch) -> None:
+    def __init__(self, source: Source, latch: Latch, ledger: Ledger | None = None) -> None:
         self.source = source
         self._latch, self._flushing = latch, Lock()
+        self.ledger = Ledger(bytearray(LEDGER_BYTES)) if ledger is None else ledger
+        self._counting = Lock()  # of several threads that end a write at once
 
     @property
     def failed(self) -> str | None:
@@ -36,15 +39,21 @@ class Executor:
                 return errno.EIO
             elif job.op is Op.WRITE:
                 self.source.write(job.file_offset, view)
+                self._wrote(job)
                 if job.fua:
                     self._flush()
             elif job.op is Op.WRITE_ZEROES:
                 self.source.write_zeroes(job.file_offset, job.size_bytes)
+                self._wrote(job)
             else:
                 self.source.discard(job.file_offset, job.size_bytes)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+    def _wrote(self, job: Job) -> None:
+        with self._counting:
+            self.ledger.wrote(job.size_bytes)
 
     def _flush(self) -> None:
         """A FLUSH covers the writes completed before it was sent, and those have returned: nothing to order.
@@ -55,8 +64,11 @@ class Executor:
         with self._flushing:
             if self.failed is not None:
                 raise OSError(errno.EIO, self.failed)
+            covered = self.ledger.acknowledged
             try:
                 self.source.flush()
             except OSError as error:
                 self._latch.set(f"flush: {error.strerror}: acknowledged writes may be lost")
                 raise
+            with self._counting:
+                self.ledger.flushed(covered)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.errors import Exit, Refused
 from host.source.interface import Can, Geometry, Source, fails
+from host.source.inuse import image_behind, refuse_in_use
 
 _KEEP_SIZE, PUNCH_HOLE, _ZERO_RANGE = 1, 2, 0x10  # FALLOC_FL_*, linux/falloc.h
 _BLKSSZGET, _BLKPBSZGET, _BLKIOOPT = 0x1268, 0x127B, 0x1279  # linux/fs.h: int, unsigned int, unsigned int
@@ -33,12 +34,14 @@ class _Opened(Source):
 
     def __init__(self, path: Path, read_only: bool) -> None:
         self.path = path
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
+        mode = status.st_mode
         # O_EXCL without O_CREAT is for block devices: refused while the kernel has it mounted (open(2)).
         exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
         self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | exclusive)
         try:
-            self._lock(read_only)
+            self._lock(self._fd, read_only)
+            self._image = self._lock_image(status, read_only)
             self.can = Can(0) if read_only else Can.WRITE | Can.WRITE_ZEROES
             self._look()
         except BaseException:
@@ -49,9 +52,25 @@ class _Opened(Source):
         """Fill in geometry, identity and what else it can."""
         raise NotImplementedError
 
-    def _lock(self, read_only: bool) -> None:
+    def _lock_image(self, status: os.stat_result, read_only: bool) -> int | None:
+        """A file that is a loop device is refused; the file behind a loop device is locked with it."""
+        if stat.S_ISREG(status.st_mode):
+            refuse_in_use(self.path, status)
+            return None
+        image = image_behind(status)
+        if image is None or not image.is_file():
+            return None
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            self._lock(fd, read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _lock(self, fd: int, read_only: bool) -> None:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             how = "locked for writing" if read_only else "locked"
             raise Refused(f"{self.path}: already served, or {how} by another program: end that", Exit.BUSY) from None
@@ -63,6 +82,8 @@ class _Opened(Source):
 
     def close(self) -> None:
         os.close(self._fd)
+        if self._image is not None:
+            os.close(self._image)
 
     def _read(self, offset: int, into: memoryview) -> None:
         done = 0

@@ -8,16 +8,17 @@ import contextlib
 import time
 from collections import Counter
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from bus.arena import Arena
+from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits, trace
 from common.errors import Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
-from common.wire import ExportRecord
+from common.wire import ExportRecord, Op
 from host.source.core import Action, Complete, Job, SourceCore
 from host.source.executor import Executor
 from host.source.interface import Source
@@ -38,7 +39,11 @@ class SourceRole:
         self._counts: Counter[str] = Counter()
         self._stats = IoStats(time.monotonic())
         self._draining = self._closed = False
+        self._flushes = 0  # that a command asked for
+        self._flushes_done = 0
+        self._done = Lock()
         role.status, role.on_drain = self._status, self._drain
+        role.method("flush", self._call_flush)
         for number in range(limits.SOURCE_THREADS):
             Thread(target=self._work, name=f"source {number}", daemon=True).start()
         self._usb = role.connect("usb", "data", self._hello, self._usb_arrived, self._from_usb)
@@ -133,8 +138,24 @@ class SourceRole:
                 self._executor.source.close()
             self._role.loop.stop(RoleExit.DRAINED)
 
+    def _call_flush(self, arguments: dict[str, Any]) -> dict[str, int]:
+        """fdatasync from a thread of its own; `flushed` of the status reaches `asked` when it has succeeded."""
+        self._flushes += 1
+        asked = self._flushes
+        job = Job(0, 0, Op.FLUSH, 0, 0, 0)
+
+        def run() -> None:
+            if self._executor.do(job, memoryview(b"")) == 0:
+                with self._done:
+                    self._flushes_done = max(self._flushes_done, asked)
+
+        Thread(target=run, name="flush", daemon=True).start()
+        return {"generation": self._role.generation, "asked": asked}
+
     def _status(self) -> dict[str, Any]:
         return {
+            "unflushed_bytes": self._executor.ledger.unflushed,
+            "flushed": self._flushes_done,
             **self._stats.status(time.monotonic()),
             "in_flight": self._core.running + self._core.waiting,
             "path": self._name,
@@ -159,7 +180,8 @@ def start(role: Role) -> None:
     except (FileNotFoundError, PermissionError) as error:
         raise Refused(f"{path}: {error.strerror}: check the path and its permissions") from None
     check(source, path, record, str(args.get("identity") or source.identity))
-    SourceRole(role, record, path, Executor(source, Latch.of(role.runtime, record.export_id)))
+    executor = Executor(source, Latch.of(role.runtime, record.export_id), ledger_of(role.runtime, record.export_id))
+    SourceRole(role, record, path, executor)
 
 
 def check(source: Source, name: str, record: ExportRecord, identity: str) -> None:

@@ -24,6 +24,7 @@ class V1Host(V0Host):
     def __init__(self, record: ExportRecord) -> None:
         super().__init__(record)
         self.exports: tuple[ExportV1, ...] = (ExportV1(record, name="disk"),)
+        self.boot_id = bytes(16)  # all zero: it does not say, as a v0 host
         self.refuse: Callable[[Record], int] = lambda record: 0
         self.records: list[Record] = []
         self.resyncs = 0
@@ -49,7 +50,7 @@ class V1Host(V0Host):
         self._packer: Packer[bytes] = Packer(self.epoch)
 
     def announce(self) -> None:
-        data = ConfigV1(self.epoch, bytes(16), self.exports).encode()
+        data = ConfigV1(self.epoch, self.boot_id, self.exports).encode()
         self.device.control(CONTROL_TYPE_V1[ControlV1.CONFIG], ControlV1.CONFIG, data)
 
     def online(self) -> "V1Host":

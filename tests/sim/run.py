@@ -14,10 +14,12 @@ import gadget.usb.core
 import host.session.core
 from bus.lane import LaneClient, LaneServer
 from common.errors import Gone
+from common.ledger import LEDGER_BYTES, Ledger
 from common.wire import ExportRecord
 from gadget.session.core import export_name
 from gadget.session.state import Device, State
 from gadget.ublk.mark import export_of
+from host.session.eject import Ejection
 from tests.sim import ends, model_source, model_ublk
 from tests.sim.checker import BLOCK, Checker
 from tests.sim.faults import Faults
@@ -163,6 +165,7 @@ class Run:
         self.driver = model_ublk.Driver(self.world)
         self.arenas: dict[tuple[str, str, int], mmap.mmap] = {}
         self.files: dict[str, bytes] = {}  # state files
+        self.ledgers: dict[tuple[str, int], bytearray] = {}
         self.store: dict[str, dict[str, int]] = {}
         self.notes: dict[int, Any] = {}
         self.mounted: Any = None
@@ -357,6 +360,9 @@ class Run:
                 found.append(Device(export_name(record), record, number))
         return tuple(found)
 
+    def ledger_of(self, runtime: SimRuntime, export_id: int) -> Ledger:
+        return Ledger(self.ledgers.setdefault((runtime.side, export_id), bytearray(LEDGER_BYTES)))
+
     def load(self, path: str) -> State | None:
         data = self.files.get(path)
         return None if data is None else State.decode(data)
@@ -386,6 +392,9 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.session.role", "load", run.load),
         ("gadget.session.role", "save", run.save),
         ("gadget.session.role", "secrets", random),
+        ("gadget.session.role", "ledger_of", run.ledger_of),
+        ("gadget.session.operator", "load_wishes", lambda role: {}),
+        (_GUSB, "ledger_of", run.ledger_of),
         (_GUSB, "Arena", SimArena),
         (_GUSB, "Keeping", ends.Keeping),
         (_GUSB, "tree_of", lambda runtime, args, controller="": ends.GadgetTree()),
@@ -415,10 +424,12 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.session.role", "Uevents", ends.Uevents),
         ("host.session.role", "Hold", ends.Hold),
         ("host.session.role", "os", pids),
+        ("host.session.role", "load_ejection", lambda runtime: Ejection()),
         ("host.session.role", "boot_id", lambda: bytes(range(16))),
         ("host.source.role", "Arena", SimArena),
         ("host.source.role", "Thread", model_source.WorkerThread),
         ("host.source.role", "SimpleQueue", model_source.JobQueue),
+        ("host.source.role", "ledger_of", run.ledger_of),
         ("host.source.role", "parse", lambda name: name),
         ("host.source.role", "open_source", SimSource),
         ("host.source.role", "Latch", SimLatch),

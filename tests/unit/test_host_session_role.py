@@ -20,6 +20,8 @@ class Played:
 
     def __init__(self) -> None:
         self.loop, self.told = Loop(), list[dict[str, Any]]()
+        self.runtime: Any = SimpleNamespace(root="/nonexistent")
+        self.methods: dict[str, Any] = {}
         self.log = SimpleNamespace(info=lambda text: None, warning=lambda text: None, debug=lambda text: None)
         self.status: Any = None
 
@@ -29,6 +31,9 @@ class Played:
     def send(self, kind: Kind, note: dict[str, Any]) -> bool:
         self.told.append(note)
         return True
+
+    def method(self, name: str, handler: Any) -> None:
+        self.methods[name] = handler
 
     def ready(self) -> None: ...
 

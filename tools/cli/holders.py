@@ -62,5 +62,8 @@ def _open_by(process: Path, numbers: set[str]) -> dict[str, None]:
             status = link.stat()
             number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
             if stat.S_ISBLK(status.st_mode) and number in numbers:
-                return {f"{(process / 'comm').read_text().strip()} (pid {process.name})": None}
+                comm = (process / "comm").read_text().strip()
+                if comm.startswith("replug:"):  # a job of ours, which reads the partition table: it ends with its queue
+                    return {}
+                return {f"{comm} (pid {process.name})": None}
     return {}

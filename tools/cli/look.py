@@ -59,6 +59,7 @@ def judge(watched: dict[str, Any], session: dict[str, Any]) -> str:
     """`healthy` if every process runs, session answers, and no export waits for anything but its host."""
     running = all(row["state"] in ("running", "gone") for row in watched["processes"])
     exports = all(e.get("state") not in ("failed", "recovering") for e in session.get("exports", []))
+    exports = exports and not any(e.get("needs_operator") for e in session.get("exports", []))
     # A link that is absent is not a fault of this side; one that was there and is parked is.
     parked = session.get("link", {}).get("state") == "parked"
     fine = running and exports and not parked and not watched["going_down"] and not session.get("reason")

@@ -81,13 +81,17 @@ def grammar() -> argparse.ArgumentParser:
     down.set_defaults(run=_gadget_down_run)
 
     host = commands.add_parser("host", help="the side that holds the bytes")
-    actions = host.add_subparsers(dest="action", required=True, metavar="serve|down")
+    actions = host.add_subparsers(dest="action", required=True, metavar="serve|eject|down")
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
     down = actions.add_parser("down", parents=[common], help="end a `host serve`")
     down.add_argument("--config", metavar="F", help="end every instance that this file has a table for")
     _if_running(down)
     down.set_defaults(run=_host_down_run)
+    eject = actions.add_parser("eject", parents=[common], help="flush, and say when it is safe to unplug or power off")
+    eject.add_argument("name", nargs="*", metavar="NAME", help="of an export (default: all)")
+    eject.set_defaults(run=_host_eject_run)
 
+    _export(commands.add_parser("export", help="ways out of parking, on the gadget side"), common)
     status = commands.add_parser("status", parents=[common], help="one look at a side")
     _side(status)
     status.add_argument("--json", action="store_true", help="for programs (version 1, see docs/status-json.md)")
@@ -171,6 +175,21 @@ def _if_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--if-running", action="store_true", help=text)
 
 
+def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="fail|limit|resume")
+    texts = {
+        "fail": "end the device of a parked export now: its I/O fails (EIO)",
+        "limit": "have it fail by itself when it was parked for a time",
+        "resume": "take what the host has, or make a failed export a new device",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, parents=[common], help=text)
+        action.add_argument("export", metavar="NAME", help="its name, id or device, as `replug status` shows them")
+        if name == "limit":
+            action.add_argument("limit", metavar="DURATION", help="as 30s or 5min; `none` takes a limit away")
+        action.set_defaults(run=_export_run)
+
+
 def _side(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", choices=("gadget", "host"), help="needed only where both run")
 
@@ -249,6 +268,18 @@ def _host_down_run(options: argparse.Namespace) -> int:
 
     statuses = [host.down(o.instance, o.if_running) for o in getattr(options, "several", [options])]
     return max(statuses)
+
+
+def _host_eject_run(options: argparse.Namespace) -> int:
+    from tools.cli import eject
+
+    return eject.eject(options.instance, options.name)
+
+
+def _export_run(options: argparse.Namespace) -> int:
+    from tools.cli import export
+
+    return export.decide(options.action, options.instance, options.export, getattr(options, "limit", None))
 
 
 def _status_run(options: argparse.Namespace) -> int:

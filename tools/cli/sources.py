@@ -3,7 +3,6 @@
 The looks are for people; the source role takes its own lock when it opens the file, and that decides.
 """
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -21,6 +20,7 @@ from bus.runtime import check_name
 from common import limits
 from common.errors import Exit, Refused
 from host.source.interface import Geometry
+from host.source.inuse import refuse_in_use
 from host.source.opening import open_source
 from host.source.spec import WRAPPERS, Scheme, Spec, parse
 
@@ -126,7 +126,8 @@ def _size_of(path: str, read_only: bool) -> int:
     except OSError as error:
         raise _cannot_open(path, error, read_only) from None
     try:
-        _refuse_mounted(path, status)
+        if stat.S_ISREG(status.st_mode):
+            refuse_in_use(Path(path), status)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -146,27 +147,6 @@ def _cannot_open(path: str, error: OSError, read_only: bool) -> Refused:
         errno.EACCES: "check its permissions" if read_only else "check its permissions, or add --read-only",
     }
     return Refused(f"{path}: {why}: {cures.get(error.errno or 0, 'give a readable disk image')}", Exit.BAD_INPUT)
-
-
-def _refuse_mounted(path: str, status: os.stat_result) -> None:
-    """A loop device over the image (/sys/block/loopN/loop/backing_file) may write to it behind our back."""
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            backing = os.stat(file.read_text().rstrip("\n"))
-            if (backing.st_dev, backing.st_ino) == (status.st_dev, status.st_ino):
-                loop = f"/dev/{file.parent.parent.name}"
-                at = _mount_point(loop)
-                if at is not None:
-                    raise Refused(f"{path}: mounted on {at}: unmount it with 'umount {shlex.quote(at)}'")
-                raise Refused(f"{path}: in use as {loop}: detach it with 'losetup -d {loop}'")
-
-
-def _mount_point(device: str) -> str | None:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[0] == device or fields[0].startswith(device + "p"):
-            return fields[1].encode().decode("unicode_escape")
-    return None
 
 
 def _check_size(path: str, geometry: Geometry, block_size: int) -> None:

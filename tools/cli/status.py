@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from common.errors import Exit, Refused
-from common.units import show_size
+from common.units import show_size, show_time
 from tools.cli.document import json_schema
 from tools.cli.look import judge as judge
 from tools.cli.look import look as look
@@ -108,6 +108,10 @@ def export_cells(export: dict[str, Any]) -> list[str]:
     if "read_bytes_s" in export:
         rates = f"read {show_size(export['read_bytes_s'])}/s, write {show_size(export['write_bytes_s'])}/s"
         state += f"; {rates}, {export.get('in_flight', 0)} in flight"
+    if export.get("unflushed_bytes"):
+        state += f", {show_size(export['unflushed_bytes'])} not flushed"
+    if export.get("limit_s"):
+        state += f", fails when parked for {show_time(export['limit_s'])}"
     size = show_size(int(export.get("size_bytes", 0)))
     return [str(export.get("name")), str(export.get("device") or export.get("path") or "-"), size, state]
 

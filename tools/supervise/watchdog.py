@@ -248,7 +248,7 @@ class Watchdog:
                 self._apply_hello(role)
             case "want" if role == "session":
                 self._want(body)
-            case "job" if (life := self._core.roles.get(role)) is not None and not self._core.going_down:
+            case "job" if (life := self._core.roles.get(_job_of(role, body))) and not self._core.going_down:
                 self._jobs.ask(life.spec, body.get("function"))
         self._do(self._core.heard(role, generation, now))
 
@@ -355,6 +355,11 @@ class Watchdog:
 
     def _status(self, arguments: Arguments) -> dict[str, Any]:
         return self._report.status(self._core, self._plan, self._link.twin, self._loop.now())
+
+
+def _job_of(role: str, body: dict[str, Any]) -> str:
+    """Whose job is asked for: one's own, or, by the session, that of a role it wants."""
+    return str(body.get("role", role)) if role == "session" else role
 
 
 def _ms(seconds: float | None) -> int | None:
