@@ -84,6 +84,16 @@ def test_in_the_background_down_ends_what_the_file_names(farm: Farm) -> None:
     assert not [side for side in farm.sides if side.root.exists()]
 
 
+def test_down_ends_the_others_where_one_was_ended_before(farm: Farm) -> None:
+    assert farm.run("host", "serve", "--background").returncode == 0
+    take_down(farm.sides[0])
+    assert farm.run("host", "down").returncode == 0
+    assert not [side for side in farm.sides if side.root.exists()]
+    again = farm.run("host", "down")
+    assert again.returncode == Exit.DOWN
+    assert again.stderr.startswith("replug: host down: no host side runs here as instance 'one', 'two': nothing to do")
+
+
 def test_where_one_cannot_come_up_none_stays(farm: Farm) -> None:
     (farm.work / "two.img").unlink()
     up = farm.run("host", "serve", "--background")

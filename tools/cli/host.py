@@ -134,17 +134,18 @@ def _named(wish: Wish) -> str:
     return "host" if wish.instance == "default" else f"host {wish.instance}"
 
 
-def down(instance: str, if_running: bool = False) -> int:
-    """End a `host serve` from elsewhere, or clear away what a dead one left."""
-    runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
-    if if_running and not supervised(runtime):
-        say("host does not run")
-        return Exit.DONE
-    clear_stale(runtime)
-    if not runtime.root.is_dir():
-        raise Refused(f"host down: no host side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
-    take_down(runtime)
-    say("host is down")
+def down(instances: Sequence[str], if_running: bool = False) -> int:
+    """End a `host serve` from elsewhere, or clear away what a dead one left. Refused (5) if there is none of them."""
+    ours = [Runtime(Side.HOST, check_name(instance, "instance name")) for instance in instances]
+    for runtime in ours:
+        clear_stale(runtime)
+    there = [runtime for runtime in ours if (supervised(runtime) if if_running else runtime.root.is_dir())]
+    if not there and not if_running:
+        names = ", ".join(repr(instance) for instance in instances)
+        raise Refused(f"host down: no host side runs here as instance {names}: nothing to do", Exit.DOWN)
+    for runtime in there:
+        take_down(runtime)
+    say("host is down" if there else "host does not run")
     return Exit.DONE
 
 

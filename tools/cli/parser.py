@@ -266,8 +266,7 @@ def _host_serve_run(options: argparse.Namespace) -> int:
 def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
-    statuses = [host.down(o.instance, o.if_running) for o in getattr(options, "several", [options])]
-    return max(statuses)
+    return host.down([o.instance for o in getattr(options, "several", [options])], options.if_running)
 
 
 def _host_eject_run(options: argparse.Namespace) -> int:
