@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos e2e vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e systemd deb vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -33,7 +33,7 @@ lint: setup ## ruff, mypy --strict, and the import layers
 	timeout --foreground 300 $(RUN) -m mypy
 	timeout --foreground 120 $(VENV)/bin/lint-imports
 
-unit: setup ## unit tests, kill points and the fixed seeds of the simulator, on this machine
+unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
 	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos
 
@@ -46,9 +46,21 @@ chaos: setup ## faults at random in a guest under a verifying workload: SEED=...
 		env SEED=$(SEED) N=$(N) EACH=$(EACH) CELLS=$(CELLS) $(if $(CELLS),RESULTS=$(abspath $(RESULTS))/chaos/cells.jsonl) \
 		$(RUN) -m tests.chaos
 
+chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... N=... (200), or EACH=3, or CELLS=1; V0=1
+	@mkdir -p $(RESULTS)/chaos
+	@SEED=$(SEED) N=$(or $(N),200) EACH=$(EACH) CELLS=$(CELLS) V0=$(V0) \
+		$(if $(CELLS),RESULTS=$(RESULTS)/chaos/native-cells.jsonl) timeout --foreground -k 20 14400 $(RUN) -m tests.native
+
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
-	timeout --foreground -k 20 1500 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+
+systemd: setup ## our units under a real systemd, in a guest (minutes; not a part of test)
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system
+
+deb: setup ## a Debian package for both sides, into dist/
+	@$(RUN) -m tools.package deb
 
 vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controller
 	@$(RUN) -m tools.vm shell
@@ -60,8 +72,11 @@ lock: ## pin the newest versions that pyproject.toml allows (writes requirements
 	{ echo "# Every package of the environment, pinned with hashes. Made from pyproject.toml by 'make lock'."; \
 	  cat .setup/lock/pins; } > requirements.lock
 
+.setup/debian/.done: tools/package/debian.sh
+	@tools/package/debian.sh $(abspath .setup/debian)
+
 clean: ## remove what set-up and tests made here (the guest's kernel stays in its cache)
-	rm -rf .setup $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf .setup $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .setup/system: tools/setup.sh

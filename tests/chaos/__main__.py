@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.events import Key, kind_of
@@ -20,7 +21,7 @@ from tests.chaos.machine import Machine, memory
 from tests.chaos.results import Results
 from tests.chaos.scenario import Strike, cells, draw, every
 from tests.chaos.stages import At, killed
-from tests.chaos.workload import BLOCK, Violation, Workload
+from tests.chaos.workload import BLOCK, BlockDevice, Disk, Violation, Workload
 from tools.demo import inside
 
 BLOCKS = (1024, 1536)  # of the two disks: they differ, as each is known by its size
@@ -28,6 +29,7 @@ WORKERS = 3
 FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
+Planned = Sequence[tuple[Strike, ...]]
 _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
 
 
@@ -64,30 +66,33 @@ def main() -> int:
 class Run:
     """Faults one after the other, each when I/O flows again after the one before."""
 
-    def __init__(self, seed: int, results: Results) -> None:
-        self._seed, self._results = seed, results
+    def __init__(
+        self, seed: int, results: Results, limit_s: float = LIMIT_S, opened: Callable[[Path], Disk] = BlockDevice
+    ) -> None:
+        self._seed, self.results, self._limit_s, self._opened = seed, results, limit_s, opened
         self._loads: list[Workload] = []
         self.step, self.verified_bytes = 0, 0
 
-    def strike_all(self, devices: list[Path]) -> None:
-        self._loads = [Workload(d, b, self._seed, WORKERS) for d, b in zip(devices, BLOCKS, strict=True)]
+    def strike_all(self, devices: list[Path], chosen: Callable[[list[Key]], Planned] | None = None) -> None:
+        """What `chosen` makes of the roles that run, or what the environment asks for."""
+        self._loads = [Workload(d, b, self._seed, WORKERS, self._opened) for d, b in zip(devices, BLOCKS, strict=True)]
         roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
-        plan = self._plan(roles)
+        plan = (chosen or self._plan)(roles)
         for self.step, events in enumerate(plan, 1):
             pause_s = self._strike(events)
             event, stage = " and ".join(str(event) for event in events), ""
             if len(events) == 1 and isinstance(events[0], At):
                 event, stage = events[0].told()
-            self._results.add(event if len(events) == 1 else "two at once", stage, pause_s)
+            self.results.add(event if len(events) == 1 else "two at once", stage, pause_s)
             told = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {told}: paused {pause_s * 1000:.0f} ms", flush=True)
         for load in self._loads:
-            load.stop(LIMIT_S)
+            load.stop(self._limit_s)
 
-    def _plan(self, roles: list[Key]) -> list[tuple[Strike, ...]]:
+    def _plan(self, roles: list[Key]) -> Planned:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
         if times:
-            left = [at for at in cells(roles) if self._results.times(*at.told()) < times]
+            left = [at for at in cells(roles) if self.results.times(*at.told()) < times]
             random.Random(self._seed).shuffle(left)  # what is slow or fails is met early, whatever its row
             return [(at,) for at in left]
         if each:
@@ -115,13 +120,13 @@ class Run:
         return max(load.pause() for load in loads)
 
     def _await(self, what: str, look: object) -> None:
-        end = time.monotonic() + LIMIT_S
+        end = time.monotonic() + self._limit_s
         while not look():  # type: ignore[operator]
             for load in self._loads:
                 if load.violation is not None:
                     raise load.violation
             if time.monotonic() > end:
-                raise Violation(f"waited {LIMIT_S:g} s for {what}")
+                raise Violation(f"waited {self._limit_s:g} s for {what}")
             time.sleep(0.01)
 
     def judge_files(self, files: list[Path]) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from bus.runtime import Runtime, Side, living
 from host.usb.usbfs import UsbFs
@@ -67,7 +68,21 @@ class Unplug:
         return self.cut.value
 
     def strike(self) -> None:
-        if self.cut is Cut.UNBIND:
+        cable[0].cut(self.cut)
+
+
+class Cable(Protocol):
+    """Who has a hand on it."""
+
+    def cut(self, cut: Cut) -> None:
+        """And let it come back: returns when both were done."""
+
+
+class KernelCable:
+    """Of a dummy controller, by sysfs, configfs and usbfs."""
+
+    def cut(self, cut: Cut) -> None:
+        if cut is Cut.UNBIND:
             [tree] = Path("/sys/kernel/config/usb_gadget").glob("*")
             udc = (tree / "UDC").read_text().strip()
             (tree / "UDC").write_text("\n")
@@ -75,7 +90,7 @@ class Unplug:
             (tree / "UDC").write_text(udc)
             return
         device = _device()
-        if self.cut is Cut.DEAUTHORIZE:
+        if cut is Cut.DEAUTHORIZE:
             (device / "authorized").write_text("0")
             time.sleep(OUT_S)
             (device / "authorized").write_text("1")
@@ -85,6 +100,9 @@ class Unplug:
             node.reset()
         finally:
             node.close()
+
+
+cable: list[Cable] = [KernelCable()]  # the one of this run; a native run puts its own here
 
 
 class Sleep(Enum):

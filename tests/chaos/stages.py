@@ -9,17 +9,20 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from bus import fds
 from bus.control import ask
 from bus.runtime import Runtime, Side, living
-from tests.chaos.events import Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
+from common.errors import Gone
+from tests.chaos.events import STOPPED_S, Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
 
 REACH_S = 30.0  # for a role to come to a point that was made sure of; the guest stalls
 
@@ -67,7 +70,14 @@ class Stage:
     def _arm(self, point: dict[str, Any]) -> None:
         if self.way is Way.BIRTH or self.role == "spawner":
             arm_next(Runtime(self.side), self.role, point)
+        elif self.way is Way.IO:
+            # Beside us: the next I/O may kill it before its answer has left. What counts is the record.
+            Thread(target=self._ask, args=(point,), daemon=True).start()
         else:
+            ask(Runtime(self.side), self.role, "trace", point)
+
+    def _ask(self, point: dict[str, Any]) -> None:
+        with suppress(Gone):
             ask(Runtime(self.side), self.role, "trace", point)
 
 
@@ -105,8 +115,11 @@ class At:
 
     def told(self) -> tuple[str, str]:
         """Event and stage, as the table names them."""
-        own = isinstance(self.event, Stop) and (self.event.side, self.event.role) == (self.stage.side, self.stage.role)
-        return ("SIGSTOP" if own else str(self.event or "kill -9")), str(self.stage)
+        return ("SIGSTOP" if self._sleeps() else str(self.event or "kill -9")), str(self.stage)
+
+    def _sleeps(self) -> bool:
+        """Is it the stage's own role that is stopped for a while?"""
+        return self.event == Stop(self.stage.side, self.stage.role)
 
     def strike(self) -> None:
         """Returns when all has happened. RuntimeError if the stage is not reached."""
@@ -114,12 +127,25 @@ class At:
             self.stage.reach("kill")
             return
         pid = self.stage.reach("stop")
+        _await_stopped(pid)
         record = living(Runtime(self.stage.side), self.stage.role)
         try:
-            self.event.strike()
+            if self._sleeps():
+                time.sleep(STOPPED_S)  # in `role.starting` it has no name yet that it could be found by
+            else:
+                self.event.strike()
         finally:
             if record is None or record.pid == pid:
                 _go_on(pid)
+
+
+def _await_stopped(pid: int) -> None:
+    """It tells before it stops: woken in between, it would sleep for ever."""
+    end = time.monotonic() + REACH_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        if time.monotonic() > end:
+            raise RuntimeError(f"{pid}: told that it stops, and did not within {REACH_S:g} s")
+        time.sleep(0.001)  # nothing announces it to one who is not its parent
 
 
 def _go_on(pid: int) -> None:

@@ -11,8 +11,9 @@ import random
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 BLOCK: Final = 4096  # bytes
 _CELL: Final = struct.Struct("<8sQQQ")  # magic, block, version, seed: repeated to fill the block
@@ -23,11 +24,43 @@ class Violation(Exception):
     """The device told an error, or gave bytes that nobody wrote last."""
 
 
+class Disk(Protocol):
+    """A block device that one worker has open. Counts of bytes are returned, errors are OSError."""
+
+    def read(self, into: memoryview, offset: int) -> int: ...
+    def write(self, data: memoryview, offset: int, through: bool) -> int: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class BlockDevice:
+    """A Disk by its node, with O_DIRECT, and O_DSYNC for what goes through."""
+
+    def __init__(self, device: Path) -> None:
+        self._plain = os.open(device, os.O_RDWR | os.O_DIRECT)
+        self._through = os.open(device, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
+
+    def read(self, into: memoryview, offset: int) -> int:
+        return os.preadv(self._plain, [into], offset)
+
+    def write(self, data: memoryview, offset: int, through: bool) -> int:
+        return os.pwritev(self._through if through else self._plain, [data], offset)
+
+    def sync(self) -> None:
+        os.fsync(self._plain)
+
+    def close(self) -> None:
+        os.close(self._plain)
+        os.close(self._through)
+
+
 class Workload:
     """`workers` threads on `device`, which begins as zeroes. `completed` counts requests."""
 
-    def __init__(self, device: Path, blocks: int, seed: int, workers: int) -> None:
-        self.device, self.seed = device, seed
+    def __init__(
+        self, device: Path, blocks: int, seed: int, workers: int, opened: Callable[[Path], Disk] = BlockDevice
+    ) -> None:
+        self.device, self.seed, self._opened = device, seed, opened
         self._versions = [0] * blocks  # of the last completed write; 0: zeroes
         self._busy: set[int] = set()
         self._lock = threading.Lock()
@@ -77,30 +110,27 @@ class Workload:
     # -- a worker --------------------------------------------------------------------------------------------------
     def _work(self, number: int) -> None:
         choose = random.Random(self.seed * 1000 + number)
-        plain = os.open(self.device, os.O_RDWR | os.O_DIRECT)
-        through = os.open(self.device, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
-        memory = mmap.mmap(-1, _MOST * BLOCK)
+        disk, memory = self._opened(self.device), mmap.mmap(-1, _MOST * BLOCK)
         try:
             while not self._stopping.is_set() and self.violation is None:
-                self._one(choose, plain, through, memory)
+                self._one(choose, disk, memory)
         except OSError as error:
             self.violation = Violation(f"{self.device}: {error}")
         except Violation as error:
             self.violation = error
         finally:
-            os.close(plain)
-            os.close(through)
+            disk.close()
 
-    def _one(self, choose: random.Random, plain: int, through: int, memory: mmap.mmap) -> None:
+    def _one(self, choose: random.Random, disk: Disk, memory: mmap.mmap) -> None:
         blocks = self._take(choose)
         try:
             kind = choose.random()
             if kind < 0.05:
-                os.fsync(plain)
+                disk.sync()
             elif kind < 0.5:
-                self._read(plain, blocks, memory)
+                self._read(disk, blocks, memory)
             else:
-                self._write(through if kind > 0.9 else plain, blocks, memory)
+                self._write(disk, blocks, memory, through=kind > 0.9)
         finally:
             with self._lock:
                 self._busy.difference_update(blocks)
@@ -119,18 +149,18 @@ class Workload:
                     self._busy.update(blocks)
                     return blocks
 
-    def _write(self, fd: int, blocks: range, memory: mmap.mmap) -> None:
+    def _write(self, disk: Disk, blocks: range, memory: mmap.mmap, through: bool) -> None:
         version = {block: self._versions[block] + 1 for block in blocks}
         memory[: len(blocks) * BLOCK] = b"".join(self._content(block, version[block]) for block in blocks)
-        done = os.pwritev(fd, [memoryview(memory)[: len(blocks) * BLOCK]], blocks.start * BLOCK)
+        done = disk.write(memoryview(memory)[: len(blocks) * BLOCK], blocks.start * BLOCK, through)
         if done != len(blocks) * BLOCK:
             raise Violation(f"{self.device}: {done} bytes of {len(blocks) * BLOCK} were written")
         for block in blocks:
             self._versions[block] = version[block]
 
-    def _read(self, fd: int, blocks: range, memory: mmap.mmap) -> None:
+    def _read(self, disk: Disk, blocks: range, memory: mmap.mmap) -> None:
         memory[: len(blocks) * BLOCK] = b"\xee" * (len(blocks) * BLOCK)
-        done = os.preadv(fd, [memoryview(memory)[: len(blocks) * BLOCK]], blocks.start * BLOCK)
+        done = disk.read(memoryview(memory)[: len(blocks) * BLOCK], blocks.start * BLOCK)
         if done != len(blocks) * BLOCK:
             raise Violation(f"{self.device}: {done} bytes of {len(blocks) * BLOCK} were read")
         for index, block in enumerate(blocks):

@@ -44,9 +44,9 @@ class Serves:
         self._image.write_bytes(bytes(4096))
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self) -> "subprocess.Popen[str]":
+    def start(self, *options: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(self.gate), str(self._image)],
+            [sys.executable, "-c", SERVE, str(self.gate), str(self._image), *options],
             env={**os.environ, "PYTHONPATH": str(ROOT), "REPLUG_RUNTIME": str(self.runtime.base)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,5 +1,11 @@
 """`replug gadget up` and `replug gadget down`."""
 
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Refused
@@ -7,34 +13,75 @@ from tools.cli import checks
 from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.devices import devices, remove_forgotten
 from tools.cli.holders import holders_of
-from tools.cli.side import bring_up, refuse_second, say, take_down
+from tools.cli.side import adopt, bring_up, refuse_second, say, take_down
+from tools.supervise.launch import supervised
 from tools.supervise.plan import gadget_plan
 
+_MACHINE_ID = Path("/etc/machine-id")
+_SERIAL = re.compile(r"[!-~]([ -~]{0,124}[!-~])?")  # what fits a USB string descriptor and is told from its blanks
 
-def up(instance: str, udc: str | None, serial: str | None, queue_depth: int | None) -> int:
+
+@dataclass(frozen=True)
+class Wish:
+    """What `gadget up` was asked for; None is what the roles choose themselves."""
+
+    udc: str | None = None
+    serial: str | None = None
+    vendor_id: int | None = None
+    product_id: int | None = None
+    queue_depth: int | None = None
+    max_io_bytes: int | None = None
+
+    def usb_args(self, controller: str) -> dict[str, Any]:
+        fields = {"vendor_id": self.vendor_id, "product_id": self.product_id}
+        serial = self.serial if self.serial is not None else machine_serial()
+        return {"udc": controller, "serial": serial} | {k: v for k, v in fields.items() if v is not None}
+
+    def session_args(self) -> dict[str, Any]:
+        fields = {"queue_depth": self.queue_depth, "max_io_bytes": self.max_io_bytes}
+        return {k: v for k, v in fields.items() if v is not None}
+
+    def check(self) -> None:
+        """Refused with the bound that it breaks."""
+        depth, max_io = self.queue_depth, self.max_io_bytes
+        if depth is not None and depth < limits.MIN_QUEUE_DEPTH:
+            raise Refused(f"--queue-depth {depth}: below {limits.MIN_QUEUE_DEPTH} a dead queue is noticed too late")
+        if depth is not None and depth > limits.MAX_QUEUE_DEPTH:
+            raise Refused(f"--queue-depth {depth}: a host takes {limits.MAX_QUEUE_DEPTH} of an export at most")
+        if max_io is not None and (not limits.PAGE <= max_io <= limits.MAX_IO_BYTES or max_io % limits.PAGE):
+            raise Refused(f"--max-io {max_io}: not a multiple of {limits.PAGE} up to {limits.MAX_IO_BYTES}")
+        if self.serial is not None and not _SERIAL.fullmatch(self.serial):
+            raise Refused(f"--serial {self.serial!r}: not a USB serial number: use 1 to 126 printable characters")
+
+
+def up(instance: str, wish: Wish, adopt_it: bool) -> int:
     """Bring the gadget side up, or take over what a dead one left: it is the same path."""
     checks.need_root()
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
-    if queue_depth is not None and queue_depth < limits.MIN_QUEUE_DEPTH:
-        raise Refused(f"--queue-depth {queue_depth}: below {limits.MIN_QUEUE_DEPTH} a dead queue is noticed too late")
-    if queue_depth is not None and queue_depth > limits.MAX_QUEUE_DEPTH:
-        raise Refused(f"--queue-depth {queue_depth}: a host takes {limits.MAX_QUEUE_DEPTH} of an export at most")
+    wish.check()
     with bringing_up(runtime, "gadget up"):
+        if adopt_it and adopt(runtime):
+            say("gadget is up already")
+            return Exit.DONE
         refuse_second(runtime, "gadget up")
         checks.load_modules()
         checks.need_ublk()
-        controller = checks.need_udc(udc, f"replug-{instance}")
+        controller = checks.need_udc(wish.udc, f"replug-{instance}")
         left = bool(devices(runtime))
-        usb_args = {"udc": controller} | ({"serial": serial} if serial else {})
-        session_args = {"queue_depth": queue_depth} if queue_depth else {}
-        bring_up(gadget_plan(instance, usb_args, session_args), runtime)
+        bring_up(gadget_plan(instance, wish.usb_args(controller), wish.session_args()), runtime)
     say(f"gadget is up on {controller}" + (", its devices taken over" if left else ", waiting for a host"))
     return Exit.DONE
 
 
-def down(instance: str, force: bool) -> int:
-    """Leave nothing behind. A holder of a device is named, and nothing changed, unless `force`."""
+def down(instance: str, force: bool, if_running: bool) -> int:
+    """Leave nothing behind. A holder of a device is named, and nothing changed, unless `force`.
+
+    `if_running`: a side whose processes are all dead is left for the next `up`, which takes its devices over.
+    """
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
+    if if_running and not supervised(runtime):
+        say("gadget does not run: what it left waits for the next 'replug gadget up'")
+        return Exit.DONE
     clear_stale(runtime)
     there, ours = runtime.root.is_dir(), devices(runtime)
     if not there and not ours:
@@ -50,3 +97,14 @@ def down(instance: str, force: bool) -> int:
     forgotten = remove_forgotten(instance)
     say("gadget is down" + (f", and {', '.join(forgotten)} that it had forgotten" if forgotten else ""))
     return Exit.DONE
+
+
+def machine_serial(machine_id: Path = _MACHINE_ID) -> str | None:
+    """A serial number that stays this machine's: from its id, which itself is not to be shown (machine-id(5))."""
+    try:
+        text = machine_id.read_text().strip()
+    except OSError:
+        return None
+    if not text or text == "uninitialized":
+        return None
+    return hashlib.sha256(f"replug gadget {text}".encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bus.control import ask
@@ -11,19 +12,37 @@ from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
 from tools.cli.claim import bringing_up, clear_stale
-from tools.cli.side import bring_up, processes, refuse_second, say, take_down
+from tools.cli.side import adopt, bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
-from tools.supervise.launch import all_living, await_deaths, kill
+from tools.supervise.launch import all_living, await_deaths, kill, supervised
 from tools.supervise.plan import host_plan
 
 _LOOK_S = 1.0  # each look is two calls, which cost a slow machine more than they tell
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def serve(instance: str, arguments: Sequence[str], block_size: int | None, read_only: bool, gadget: str | None) -> int:
+@dataclass(frozen=True)
+class How:
+    """`background`: return when all is ready. `adopt_it`: if it runs already that is success."""
+
+    background: bool = False
+    adopt_it: bool = False
+
+
+def serve(
+    instance: str,
+    arguments: Sequence[str],
+    block_size: int | None,
+    read_only: bool,
+    gadget: str | None,
+    how: How = How(),
+) -> int:
     """Serve until a signal ends it; tells what changes meanwhile. Nothing of it is left afterwards."""
     runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
     with bringing_up(runtime, "host serve"):
+        if how.adopt_it and adopt(runtime):
+            say("host serves already")
+            return Exit.DONE
         refuse_second(runtime, "host serve")
         _end_orphans(runtime)
         sources = look_at(arguments, block_size, read_only)
@@ -31,8 +50,11 @@ def serve(instance: str, arguments: Sequence[str], block_size: int | None, read_
             signal.signal(number, _interrupt)
         session_args = {"gadget": gadget, "exports": [source.export() for source in sources]}
         spawner = bring_up(host_plan(instance, [s.role_args() for s in sources], session_args), runtime)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # from here on they are waited for
-    _announce(sources)
+    if not how.background:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # from here on they are waited for
+    _announce(sources, "'replug host down' ends it" if how.background else "Ctrl-C ends it")
+    if how.background:
+        return Exit.DONE
     news = News(runtime)
     while runtime.root.is_dir():
         for line in news.look():
@@ -48,9 +70,12 @@ def serve(instance: str, arguments: Sequence[str], block_size: int | None, read_
     return Exit.DONE
 
 
-def down(instance: str) -> int:
+def down(instance: str, if_running: bool = False) -> int:
     """End a `host serve` from elsewhere, or clear away what a dead one left."""
     runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
+    if if_running and not supervised(runtime):
+        say("host does not run")
+        return Exit.DONE
     clear_stale(runtime)
     if not runtime.root.is_dir():
         raise Refused(f"host down: no host side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
@@ -71,12 +96,12 @@ def _end_orphans(runtime: Runtime) -> None:
         raise Refused(f"host serve: a process of a dead host side does not die: {all_living(runtime)}", Exit.FAULT)
 
 
-def _announce(sources: list[Source]) -> None:
+def _announce(sources: list[Source], end: str) -> None:
     for source in sources:
         mode = ", read-only" if source.read_only else ""
         size = show_size(source.size_bytes)
         say(f"serving {source.name}: {source.path}, {size} in blocks of {source.block_size}{mode}")
-    say("Ctrl-C ends it")
+    say(end)
 
 
 class News:

@@ -4,10 +4,12 @@ Only argparse is imported here; the work is in the modules that the functions be
 """
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from common.errors import Refused
 from common.units import parse_size, parse_time
+from tools.version import VERSION
 
 _ROLE_COMMANDS = {
     "restart": "drain a role and start it anew",
@@ -47,6 +49,7 @@ def grammar() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--instance", default="default", metavar="I", help="which of several sides (default: default)")
     parser = _Parser(prog="replug", description="An inverted USB disk: every process of it may be killed in use.")
+    parser.add_argument("--version", action="version", version=f"replug {VERSION}", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     gadget = commands.add_parser("gadget", help="the side with the USB device controller")
@@ -54,12 +57,15 @@ def grammar() -> argparse.ArgumentParser:
     _gadget_up(actions.add_parser("up", parents=[common], help="bring it up, or take over what is there"))
     down = actions.add_parser("down", parents=[common], help="take it down and leave nothing behind")
     down.add_argument("--force", action="store_true", help="even if a device is in use: its pending I/O fails (EIO)")
+    _if_running(down)
     down.set_defaults(run=_gadget_down_run)
 
     host = commands.add_parser("host", help="the side that holds the bytes")
     actions = host.add_subparsers(dest="action", required=True, metavar="serve|eject|down")
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
-    actions.add_parser("down", parents=[common], help="end a `host serve`").set_defaults(run=_host_down_run)
+    down = actions.add_parser("down", parents=[common], help="end a `host serve`")
+    _if_running(down)
+    down.set_defaults(run=_host_down_run)
     eject = actions.add_parser("eject", parents=[common], help="flush, and say when it is safe to unplug or power off")
     eject.add_argument("name", nargs="*", metavar="NAME", help="of an export (default: all)")
     eject.set_defaults(run=_host_eject_run)
@@ -114,8 +120,12 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def _gadget_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="TOML: the table [gadget] has these options as keys")
     parser.add_argument("--udc", metavar="N", help="USB device controller, a name in /sys/class/udc")
-    parser.add_argument("--serial", metavar="S", help="the USB serial number a host can choose it by")
+    parser.add_argument("--serial", metavar="S", help="USB serial number, to choose it by (default: from machine-id)")
+    parser.add_argument("--vid", type=_usb_id, metavar="ID", help="USB vendor id (default: 0x1d6b)")
+    parser.add_argument("--pid", type=_usb_id, metavar="ID", help="USB product id (default: 0x0104)")
     parser.add_argument("--queue-depth", type=int, metavar="N", help="tags of each ublk queue")
+    parser.add_argument("--max-io", type=_size, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
+    _adopt(parser)
     parser.set_defaults(run=_gadget_up_run)
 
 
@@ -126,7 +136,19 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
     parser.add_argument("--gadget", metavar="SERIAL", help="only this gadget")
+    parser.add_argument("--background", action="store_true", help="return when all is ready, and go on serving")
+    _adopt(parser)
     parser.set_defaults(run=_host_serve_run)
+
+
+def _adopt(parser: argparse.ArgumentParser) -> None:
+    text = "if it runs already, that is success; a supervision that is silent is replaced (for service managers)"
+    parser.add_argument("--adopt", action="store_true", help=text)
+
+
+def _if_running(parser: argparse.ArgumentParser) -> None:
+    text = "leave what a dead side left for the next start (for service managers)"
+    parser.add_argument("--if-running", action="store_true", help=text)
 
 
 def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -155,6 +177,12 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _usb_id(text: str) -> int:
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}", text) or int(text, 16) == 0:  # without 0x, 1234 would be which?
+        raise argparse.ArgumentTypeError(f"{text!r} is not a USB id: write it in hex with 0x, as 0x1d6b")
+    return int(text, 16)
+
+
 def _time(text: str) -> float:
     try:
         return parse_time(text)
@@ -181,25 +209,27 @@ def _delegate(options: argparse.Namespace) -> int:
 def _gadget_up_run(options: argparse.Namespace) -> int:
     from tools.cli import gadget
 
-    return gadget.up(options.instance, options.udc, options.serial, options.queue_depth)
+    wish = gadget.Wish(options.udc, options.serial, options.vid, options.pid, options.queue_depth, options.max_io)
+    return gadget.up(options.instance, wish, options.adopt)
 
 
 def _gadget_down_run(options: argparse.Namespace) -> int:
     from tools.cli import gadget
 
-    return gadget.down(options.instance, options.force)
+    return gadget.down(options.instance, options.force, options.if_running)
 
 
 def _host_serve_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
-    return host.serve(options.instance, options.source, options.block_size, options.read_only, options.gadget)
+    how = host.How(options.background, options.adopt)
+    return host.serve(options.instance, options.source, options.block_size, options.read_only, options.gadget, how)
 
 
 def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
-    return host.down(options.instance)
+    return host.down(options.instance, options.if_running)
 
 
 def _host_eject_run(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from tools.supervise.twin import TWIN
 Status = dict[str, Any]
 _LOOK_S = 0.1  # between two looks while something is waited for
 _ANSWER_S = 2.0
+_ADOPT_S = 4 * limits.SILENCE_S  # by then watchdog and spawner have replaced each other, if either still can
 _LAST_S = 1.0  # from the removal of the directory to the exit of the process that removed it
 _DOWN_S = 3 * (limits.DRAIN_S + limits.DEATH_S + limits.RETIRE_S) + limits.READY_S  # stages, and a fresh start
 
@@ -49,6 +50,26 @@ def refuse_second(runtime: Runtime, command: str) -> None:
         raise Refused(
             f"{command}: {runtime.side} runs already as instance {runtime.instance!r}: {who}: {cure}", Exit.BUSY
         )
+
+
+def adopt(runtime: Runtime) -> bool:
+    """For a service manager that starts us again: does the side run, and does its supervision answer?
+
+    One that lives and stays silent is ended; what it supervised goes on, and the bring-up that follows takes it over.
+    """
+    deadline = time.monotonic() + _ADOPT_S
+    while supervised(runtime):
+        try:
+            processes(runtime)
+            return True
+        except Gone:
+            if time.monotonic() > deadline:
+                silent = [r for role in (SPAWNER, TWIN, WATCHDOG) if (r := living(runtime, role)) is not None]
+                say(f"{runtime.side}: its supervision is silent: killed: {', '.join(str(r.pid) for r in silent)}")
+                kill(silent)
+                if not await_deaths(silent, limits.DEATH_S):
+                    raise Refused(f"{runtime.side}: its supervision does not die: {silent}", Exit.FAULT) from None
+    return False
 
 
 def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":

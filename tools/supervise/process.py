@@ -20,6 +20,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_IO_FLUSHER = 57
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 CAP_IPC_LOCK = 14  # linux/capability.h
+_ARG_START = 48 - 3  # proc(5): field 48, of those behind the name
 COMM_BYTES = 15  # TASK_COMM_LEN without its NUL
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +50,16 @@ def serve_block_devices() -> list[str]:
         refused.append(f"PR_SET_IO_FLUSHER: {os.strerror(ctypes.get_errno())}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would be written to the disk we may be serving
     return refused
+
+
+def spare_at_shutdown() -> None:
+    """Have systemd's last killing leave us alone (https://systemd.io/ROOT_STORAGE_DAEMONS): `@` begins our argv[0].
+
+    Written over its first character, where /proc/PID/cmdline reads it; forks inherit it. An exec with such a name
+    would leave Python without its own path.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    ctypes.memset(int(fields[_ARG_START]), ord("@"), 1)
 
 
 def lock_memory(on_fault: bool) -> str | None:

@@ -358,6 +358,8 @@ def main(argv: list[str]) -> int:
     process.reset_signals()  # whoever executed us may have blocked some
     process.redirect_output(runtime.root / "log" / f"{SPAWNER}.err")
     process.set_comm(SPAWNER)
+    if os.environ.get("REPLUG_ROOT_STORAGE") == "1":
+        process.spare_at_shutdown()
     try:
         plan = Plan.load(runtime)
         missing = preload(plan)

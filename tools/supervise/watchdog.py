@@ -22,6 +22,7 @@ from tools.supervise.jobs import Job, Jobs
 from tools.supervise.launch import open_pidfd
 from tools.supervise.link import SpawnerLink
 from tools.supervise.memory import History, Memory, failures_path
+from tools.supervise.notify import Notifier, summary
 from tools.supervise.plan import Plan, RoleSpec, write_json
 from tools.supervise.report import Report
 from tools.supervise.table import State
@@ -53,6 +54,11 @@ class Watchdog:
         ):
             role.method(name, method)
         self._loop.before_wait(self._before_wait)
+        self._notifier = Notifier()
+        if self._notifier.pings_every_s is not None:
+            self._loop.every(self._notifier.pings_every_s, self._notifier.alive)
+        self._notifier.ready()
+        self._notifier.alive()  # a predecessor may have used up the time
         role.ready()
 
     # -- start: recovery of whatever is there --------------------------------------------------------------------
@@ -262,6 +268,7 @@ class Watchdog:
         if memory != self._memory:
             memory.save(self._runtime)
             self._memory = memory
+        self._notifier.status(self._summary())
         if self._core.is_down() and not self._shutdown_sent:
             self._finish()
         due = self._core.next_deadline()
@@ -269,6 +276,10 @@ class Watchdog:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.after(max(0.0, due - self._loop.now()), self._tick)
+
+    def _summary(self) -> str:
+        lives = self._core.roles.values()
+        return summary((v.spec.role, v.state.shown, v.failure or v.reason) for v in lives)
 
     def _tick(self) -> None:
         self._timer = None

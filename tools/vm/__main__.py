@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("common", "bus", "gadget", "host", "tools", "tests")
 TAIL_LINES = 60
 RUN_LIMIT_S = 300.0
-PYTEST_LIMIT_S = 900.0
+PYTEST_LIMIT_S = 1900.0
 SHELL_LIMIT_S = 86400.0
 SHELL = ("sh", "-c", "exec setsid -cw bash -i </dev/hvc0 >/dev/hvc0 2>&1")
 

@@ -1,0 +1,146 @@
+"""The documents are true as far as a machine can tell: commands parse, links lead somewhere, made pages are current."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tools.cli.parser import DELEGATED, grammar, subcommands
+from tools.config.file import read
+from tools.docs.__main__ import PAGES
+from tools.docs.tree import commands
+
+ROOT = Path(__file__).parents[2]
+TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_INLINE = re.compile(r"`(?:sudo )?(replug [^`]+)`")
+_OPTION = re.compile(r"--[a-z][a-z-]*")
+_SEPARATORS = {"|", "||", "&&", ";", "&"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def shell_commands(text: str) -> list[list[str]]:
+    """Every simple command of the `sh` blocks of a page."""
+    found = []
+    for language, block in _FENCE.findall(text):
+        if language in ("", "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+                lexer.whitespace_split = True
+                words: list[str] = []
+                for word in [*lexer, ";"]:
+                    if word in _SEPARATORS:
+                        found.append(words)
+                        words = []
+                    else:
+                        words.append(word)
+    return [words[1:] if words[0] == "sudo" else words for words in found if words]
+
+
+def parses(words: list[str]) -> None:
+    """Raises AssertionError with what the parser said."""
+    if words[0] in DELEGATED:
+        return
+    try:
+        grammar().parse_args(words)
+    except SystemExit as error:
+        assert error.code == 0, f"replug {shlex.join(words)}"
+
+
+def known(text: str) -> None:
+    """Words of a command in running text, maybe with places to be filled in: its path and its options exist."""
+    parser = grammar()
+    for word in text.split()[1:]:
+        below = subcommands(parser)
+        if not below or word.startswith("-"):
+            break
+        alternatives = word.split("|")
+        assert all(one in below for one in alternatives), f"`{text}`: {word} is none of {', '.join(below)}"
+        parser = below[alternatives[0]]
+    options = {option for action in parser._actions for option in action.option_strings}
+    assert {option for option in _OPTION.findall(text) if option not in options} == set(), f"`{text}`"
+
+
+@pytest.mark.parametrize("path", [*TOP, *DOCS], ids=name)
+def test_every_command_in_a_page_is_one_of_ours(path: Path) -> None:
+    text = path.read_text()
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    generated = path.name == "commands.md"
+    for words in [] if generated else shell_commands(text):
+        if words[0] == "replug":
+            parses(words[1:])
+        if words[0] == "make":
+            assert words[1] in targets, f"make {words[1]}"
+    for inline in _INLINE.findall(_FENCE.sub("", text)):
+        known(inline)
+
+
+@pytest.mark.parametrize("path", [*TOP, *DOCS], ids=name)
+def test_every_configuration_in_a_page_has_no_fault(path: Path, tmp_path: Path) -> None:
+    for language, block in _FENCE.findall(path.read_text()):
+        if language == "toml":
+            file = tmp_path / "replug.toml"
+            file.write_text(block)
+            assert read(str(file))[1] == []
+
+
+def anchors(path: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", _FENCE.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", [*TOP, *DOCS], ids=name)
+def test_every_link_in_a_page_leads_somewhere(path: Path) -> None:
+    for target in _LINK.findall(_FENCE.sub("", path.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(there), f"{target}: no such heading"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    todo, seen = [ROOT / "docs/index.md"], set()
+    while todo:
+        page = todo.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        for target in _LINK.findall(page.read_text()):
+            there = (page.parent / target.partition("#")[0]).resolve()
+            if there.is_file() and there.is_relative_to(ROOT / "docs"):
+                todo.append(there)
+    assert set(DOCS) - seen == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_made_page_is_current(page: str) -> None:
+    assert (ROOT / page).read_text() == PAGES[page](), "run `python -m tools.docs`"
+
+
+def test_the_reference_has_every_option_of_every_command() -> None:
+    text = (ROOT / "docs/reference/commands.md").read_text()
+    for command in commands():
+        section = text.partition(f"## {command.name}\n")[2].partition("\n## ")[0]
+        assert section, command.name
+        for option in (*command.options, *command.arguments):
+            assert f"| `{option.form}` | ".replace("<", "\\<") in section
+
+
+@pytest.mark.parametrize("wrong", ["replug host serve --no-such-option a.img", "replug stats", "replug kill"])
+def test_a_wrong_command_would_be_found(wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        parses(shell_commands(f"```sh\n{wrong}\n```\n")[0][1:])
+
+
+@pytest.mark.parametrize("wrong", ["replug gadgt up", "replug gadget up --fast", "replug restart|drain|stop ROLE"])
+def test_a_wrong_command_in_running_text_would_be_found(wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        known(wrong)

@@ -1,0 +1,22 @@
+"""`python -m tools.docs`: write the documents that are made from the code."""
+
+import sys
+from pathlib import Path
+
+from tools.docs.pages import man, markdown
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"docs/reference/commands.md": markdown, "packaging/replug.1": man}
+
+
+def main() -> int:
+    for name, make in PAGES.items():
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(make())
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Packages of replug, made from the source tree: `python -m tools.package deb` (`make deb`)."""
