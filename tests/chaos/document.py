@@ -1,6 +1,6 @@
 """Writes docs/recovery-table.md from what `make chaos CELLS=1` measured: python -m tests.chaos.document [FILE].
 
-With `--native`, docs/recovery-table-native.md from `make chaos-native CELLS=3`.
+With `--native`, docs/recovery-table-native.md from `make chaos-native CELLS=2`.
 """
 
 import sys
@@ -38,7 +38,7 @@ the fd store, watchdog, spawner and twin are real processes, **the kernel's shel
 FunctionFS and usbfs, and ublk with the block layer, are models in a process of their own (tests/native), so their
 times are no hardware's. "authorized" is there the cable itself, out for 0.3 s and in; enumeration takes 0.03 to 0.3 s
 of it. Two processors shared with other work. Written by `python -m tests.chaos.document --native` from a run of
-`make chaos-native CELLS=3`."""
+`make chaos-native CELLS=2`."""
 
 
 def main(arguments: list[str]) -> int:
