@@ -37,9 +37,9 @@ _NATIVE = """Measured natively: the roles, the bus,
 the fd store, watchdog, spawner and twin are real processes, **the kernel's shells are replaced**: the cable with
 FunctionFS and usbfs, and ublk with the block layer, are models in a process of their own (tests/native), so their
 times are no hardware's. "authorized" is there the cable itself, out for 0.3 s and in; enumeration takes 0.03 to 0.3 s
-of it. Two processors, at low priority beside other work (a load of 8 to 10), so the longest are the scheduler's: on
-an idle machine a death of gadget `queue` or `usb` under I/O costs about 50 ms. Written by `python -m tests.chaos.document --native` from a run of
-`make chaos-native CELLS=2`."""
+of it. Two processors, at low priority beside other work (a load of 8 to 10): most of the longer ones is waiting for a
+processor. At a load of 3 the medians of a plain death of gadget `queue` and `usb` were 70 and 47 ms. Written by
+`python -m tests.chaos.document --native` from a run of `make chaos-native CELLS=2`."""
 
 
 def main(arguments: list[str]) -> int:
