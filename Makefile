@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -63,6 +63,9 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb
+
+app: setup ## one executable file with everything but Python, into dist/
+	@$(RUN) -m tools.package app
 
 vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controller
 	@$(RUN) -m tools.vm shell
