@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -65,6 +65,9 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb
+
+apk: setup ## an Alpine package with OpenRC scripts (unsigned), into dist/
+	@$(RUN) -m tools.package apk
 
 app: setup ## one executable file with everything but Python, into dist/
 	@$(RUN) -m tools.package app

@@ -1,1 +1,1 @@
-"""Packages of replug, made from the source tree: `python -m tools.package deb|app` (`make deb`, `make app`)."""
+"""Packages of replug, made from the source tree: `python -m tools.package deb|apk|app` (`make deb`, `apk`, `app`)."""
