@@ -91,13 +91,18 @@ def export() -> dict[str, Any]:
 
 
 def await_export(what: str, **fields: Any) -> dict[str, Any]:
-    def there() -> dict[str, Any] | None:
-        now = export()
-        return now if all(now.get(name) == value for name, value in fields.items()) else None
+    now: dict[str, Any] = {}
 
-    found = await_event(what, there)
-    assert found is not None
-    return found
+    def there() -> bool:
+        nonlocal now
+        now = export()
+        return all(now.get(name) == value for name, value in fields.items())
+
+    try:
+        await_event(what, there)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, it is {now}") from None
+    return now
 
 
 def opened() -> int:
