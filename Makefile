@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e systemd deb vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -55,9 +55,11 @@ e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
 	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
 
-systemd: setup ## our units under a real systemd, in a guest (minutes; not a part of test)
+system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets: two guests, minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
-		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_several.py
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb

@@ -422,6 +422,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.usb.device", "_describe", ends.describe),
         ("host.session.role", "find", ends.find),
         ("host.session.role", "Uevents", ends.Uevents),
+        ("host.session.role", "Hold", ends.Hold),
         ("host.session.role", "os", pids),
         ("host.session.role", "load_ejection", lambda runtime: Ejection()),
         ("host.session.role", "boot_id", lambda: bytes(range(16))),
