@@ -44,11 +44,20 @@ class Boots:
         self.number += 1
         self.host = V1Host(RECORD)
         self.host.boot_id = bytes([self.number]) * 16
+        await_event("the gadget to answer", self._answers)  # its usb and session may have been killed just now
         self.host.online()
         self._silent.clear()
         self._heart = threading.Thread(target=self._beat, args=(self.host,), daemon=True)
         self._heart.start()
         return self.host
+
+    def _answers(self) -> bool:
+        assert self.host is not None
+        try:
+            self.host.status()
+        except OSError:
+            return False
+        return True
 
     def _beat(self, host: V1Host) -> None:
         """STATUS, so that the gadget does not take the silence for a lost link."""
@@ -91,13 +100,18 @@ def export() -> dict[str, Any]:
 
 
 def await_export(what: str, **fields: Any) -> dict[str, Any]:
-    def there() -> dict[str, Any] | None:
-        now = export()
-        return now if all(now.get(name) == value for name, value in fields.items()) else None
+    now: dict[str, Any] = {}
 
-    found = await_event(what, there)
-    assert found is not None
-    return found
+    def there() -> bool:
+        nonlocal now
+        now = export()
+        return all(now.get(name) == value for name, value in fields.items())
+
+    try:
+        await_event(what, there)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, it is {now}") from None
+    return now
 
 
 def opened() -> int:
