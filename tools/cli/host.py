@@ -48,6 +48,7 @@ class Served:
     wish: Wish
     runtime: Runtime
     spawner: "Popen[bytes] | None"
+    sources: list[Source]
     news: "News"
 
 
@@ -62,6 +63,7 @@ def serve(wishes: Sequence[Wish], how: How) -> int:
     sides: list[Served] = []
     try:
         for wish in wishes:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)  # one that came meanwhile ends it here
             sides.append(_start(wish, how))
     except BaseException:
         for side in sides:
@@ -69,12 +71,13 @@ def serve(wishes: Sequence[Wish], how: How) -> int:
                 take_down(side.runtime)
                 side.spawner.poll()
         raise
+    for side in sides:
+        _announce(side)
     if how.background:
         for side in sides:
             named = f" --instance {side.wish.instance}" if side.wish.instance != "default" else ""
             say(f"'replug host down{named}' ends it")
         return Exit.DONE
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # from here on they are waited for
     say("Ctrl-C ends it")
     _watch(sides)
     say("host is down")
@@ -82,18 +85,19 @@ def serve(wishes: Sequence[Wish], how: How) -> int:
 
 
 def _start(wish: Wish, how: How) -> Served:
+    """Bring one side up. Signals that end us are blocked afterwards, so that none comes before it is remembered."""
     runtime = Runtime(Side.HOST, check_name(wish.instance, "instance name"))
     with bringing_up(runtime, "host serve"):
         if how.adopt_it and adopt(runtime):
-            say(f"{_named(wish)} serves already")
-            return Served(wish, runtime, None, News(runtime))
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+            return Served(wish, runtime, None, [], News(runtime))
         refuse_second(runtime, "host serve")
         _end_orphans(runtime)
         sources = look_at(wish.sources, wish.block_size, wish.read_only)
         session_args = {"gadget": wish.gadget, "exports": [source.export() for source in sources]}
         spawner = bring_up(host_plan(wish.instance, [s.role_args() for s in sources], session_args), runtime)
-    _announce(sources, "" if wish.instance == "default" else f" as {wish.instance}")
-    return Served(wish, runtime, spawner, News(runtime))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # it is up: from here on they are waited for
+    return Served(wish, runtime, spawner, sources, News(runtime))
 
 
 def _watch(sides: list[Served]) -> None:
@@ -161,8 +165,11 @@ def _end_orphans(runtime: Runtime) -> None:
         raise Refused(f"host serve: a process of a dead host side does not die: {all_living(runtime)}", Exit.FAULT)
 
 
-def _announce(sources: list[Source], where: str) -> None:
-    for source in sources:
+def _announce(side: Served) -> None:
+    if side.spawner is None:
+        say(f"{_named(side.wish)} serves already")
+    where = "" if side.wish.instance == "default" else f" as {side.wish.instance}"
+    for source in side.sources:
         mode = ", read-only" if source.read_only else ""
         size = show_size(source.size_bytes)
         say(f"serving {source.name}{where}: {source.path}, {size} in blocks of {source.block_size}{mode}")
