@@ -91,8 +91,10 @@ def boots(gadget: Runtime) -> Iterator[Boots]:
 
 @pytest.fixture
 def readers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
+    """A read that waits for ever must not hide what failed: nobody waits for it, `gadget down --force` ends it."""
+    pool = ThreadPoolExecutor()
+    yield pool
+    pool.shutdown(wait=False)
 
 
 def export() -> dict[str, Any]:
