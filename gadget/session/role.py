@@ -90,6 +90,10 @@ class Session:
             "size_bytes": device.record.size_bytes,
             "ublk_id": device.ublk_id,
             "read_only": device.read_only,
+            "discard": device.discard,
+            "write_zeroes": device.write_zeroes,
+            "physical_block": device.physical_block,
+            "optimal_io": device.optimal_io,
             "depth": int(self._role.args.get("queue_depth", limits.QUEUE_DEPTH)),
             "max_io_bytes": int(self._role.args.get("max_io_bytes", limits.MAX_IO_BYTES)),
         }

@@ -15,22 +15,21 @@ from bus.loop import Timer
 from bus.role import Role
 from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
-from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Status
-from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
+from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
+from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1
 from host.session.core import Event, SessionCore, State, Step, Verdict
 from host.session.eject import Ejection, load_ejection, save_ejection
+from host.session.export import Export
 from host.session.finder import Gadget, Uevents, find
 
 _ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BYTES}
 
 
 class Session:
-    """Handlers of the host's session role. `exports`: [export_id, block_size, size_bytes, name, read_only]."""
+    """Handlers of the host's session role."""
 
-    def __init__(self, role: Role, exports: list[list[Any]], serial: str | None) -> None:
+    def __init__(self, role: Role, exports: list[Export], serial: str | None) -> None:
         self._role, self._exports, self._serial = role, exports, serial
-        self._config = ConfigExports(tuple(ExportRecord(*export[:3]) for export in exports))
-        self._config_v1 = tuple(_export_v1(*export) for export in exports)
         self._boot_id = boot_id()
         self._core = SessionCore(len(exports))
         self._ejection = load_ejection(role.runtime)
@@ -146,7 +145,7 @@ class Session:
                     "note": "attach",
                     "bus": self._gadget.bus,
                     "address": self._gadget.address,
-                    "exports": self._exports,
+                    "exports": [export.for_usb() for export in self._exports],
                     "reset": True,
                 }
             )
@@ -187,22 +186,20 @@ class Session:
     def _announce(self) -> None:
         self._announced = self._ejection
         if self._core.version == 1:
-            exports = tuple(self._ejection.marked(export) for export in self._config_v1)
+            exports = tuple(self._ejection.marked(export.announced()) for export in self._exports)
             self._ask(ControlV1.CONFIG, ConfigV1(self._core.epoch, self._boot_id, exports).encode())
-        elif self._ejection.ejected:
-            left = tuple(e for e in self._config.exports if e.export_id not in self._ejection.ejected)
-            self._idle = not left
-            if self._idle:
-                self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
-            else:
-                self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
+            return
+        left = tuple(e.record for e in self._exports if e.export_id not in self._ejection.ejected)
+        self._idle = not left
+        if self._idle:
+            self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
         else:
-            self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+            self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
 
     # -- ejecting ------------------------------------------------------------------------------------------------
     def _call_eject(self, arguments: dict[str, Any]) -> list[str]:
         """Announce these exports (`names`; none: all) as ejected. Returns their names."""
-        known = {str(export[3]): int(export[0]) for export in self._exports}
+        known = {export.name: export.export_id for export in self._exports}
         names = [str(name) for name in arguments.get("names") or known]
         if unknown := [name for name in names if name not in known]:
             raise Refused(f"{unknown[0]}: not served here: there are: {', '.join(known)}")
@@ -212,7 +209,7 @@ class Session:
     def _call_flushed(self, arguments: dict[str, Any]) -> list[str]:
         """The sources of these ejected exports have flushed after the gadget had the last answer: tell it."""
         names = [str(name) for name in arguments["names"]]
-        self._change(self._ejection.flush(int(export[0]) for export in self._exports if export[3] in names))
+        self._change(self._ejection.flush(export.export_id for export in self._exports if export.name in names))
         return names
 
     def _change(self, ejection: Ejection) -> None:
@@ -297,8 +294,8 @@ class Session:
             "ejection_told": self._told,
         }
 
-    def _export_status(self, export: list[Any], online: bool) -> dict[str, Any]:
-        export_id, block_size, size_bytes, name, read_only = export
+    def _export_status(self, export: Export, online: bool) -> dict[str, Any]:
+        export_id = export.export_id
         reason = "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}"
         if export_id in self._ejection.ejected:
             flushed = export_id in self._ejection.flushed
@@ -306,22 +303,16 @@ class Session:
                 "flushed: it is safe to unplug or power off" if flushed else "not flushed yet: wait"
             )
         return {
-            "name": name,
-            "role": f"source.{name}",
+            "name": export.name,
+            "role": f"source.{export.name}",
             "id": f"{export_id:#010x}",
             "device": "",
-            "size_bytes": size_bytes,
-            "block_size": block_size,
-            "read_only": read_only,
+            "size_bytes": export.size_bytes,
+            "block_size": export.block_size,
+            "read_only": export.read_only,
             "state": "live" if online and export_id not in self._ejection.ejected else "parked",
             "reason": reason,
         }
-
-
-def _export_v1(export_id: int, block_size: int, size_bytes: int, name: str, read_only: bool) -> ExportV1:
-    flags = ExportFlag.READ_ONLY if read_only else ExportFlag.DISCARD
-    short = name.encode()[: limits.WIRE_NAME_BYTES].decode(errors="ignore")
-    return ExportV1(ExportRecord(export_id, block_size, size_bytes), flags, name=short)
 
 
 def boot_id() -> bytes:
@@ -331,10 +322,7 @@ def boot_id() -> bytes:
 
 def start(role: Role) -> None:
     try:
-        exports = [
-            [int(e["export_id"]), int(e["block_size"]), int(e["size_bytes"]), str(e["name"]), bool(e["read_only"])]
-            for e in role.args["exports"]
-        ]
+        exports = [Export.of(args) for args in role.args["exports"]]
         serial = role.args.get("gadget")
         Session(role, exports, None if serial is None else str(serial))
     except (KeyError, TypeError, ValueError, WireError) as error:

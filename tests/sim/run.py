@@ -189,7 +189,15 @@ class Run:
     # -- the supervisor ----------------------------------------------------------------------------------------------
     def _want(self) -> None:
         exports = [
-            {"export_id": n, "block_size": BLOCK, "size_bytes": blocks * BLOCK, "name": f"{n:x}", "read_only": False}
+            {
+                "export_id": n,
+                "block_size": BLOCK,
+                "size_bytes": blocks * BLOCK,
+                "name": f"{n:x}",
+                "read_only": False,
+                "discard": True,
+                "write_zeroes": True,
+            }
             for n, blocks in EXPORTS.items()
         ]
         self.wanted = {

@@ -11,6 +11,7 @@ from bus.loop import Loop
 from common.wire import Control, Ident
 from host.session import role as module
 from host.session.core import State
+from host.session.export import Export
 from host.session.finder import Gadget
 from host.session.role import Session
 
@@ -59,7 +60,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_an_answer_that_crosses_the_loss_of_the_device_does_not_displace_the_search(searches: list[object]) -> None:
     """Found by the simulator, seed 5299: nobody searched any more, and the I/O stayed parked for ever."""
     played = Played()
-    session = Session(played, [[1, 512, 1 << 20, "disk", False]], None)  # type: ignore[arg-type]
+    session = Session(played, [Export(1, 512, 1 << 20, "disk", False)], None)  # type: ignore[arg-type]
 
     def hears(note: dict[str, Any]) -> None:
         session._from_usb(Kind.NOTE, note)

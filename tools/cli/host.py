@@ -48,7 +48,7 @@ def serve(
         sources = look_at(arguments, block_size, read_only)
         for number in _ENDS[1:]:
             signal.signal(number, _interrupt)
-        session_args = {"gadget": gadget, "exports": [source.export() for source in sources]}
+        session_args = {"gadget": gadget, "exports": [source.role_args() for source in sources]}
         spawner = bring_up(host_plan(instance, [s.role_args() for s in sources], session_args), runtime)
     if not how.background:
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # from here on they are waited for
