@@ -48,7 +48,11 @@ def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: froze
     for export in exports:
         record = export.record
         known = devices.get(record.export_id)
-        if known is not None:
+        if ExportFlag.REMOVED in export.flags:
+            if known is not None:
+                devices[record.export_id] = replace(known, removed=True)
+            refused[record.export_id] = "removed by the host"
+        elif known is not None:
             why = _changed(known, export)
             if why is not None:
                 refused[record.export_id] = why
@@ -63,6 +67,11 @@ def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: froze
     agreed = frozenset(e.record.export_id for e in exports) - refused.keys()
     new = replace(state, devices=tuple(devices.values()), configured=tuple(sorted(agreed)))
     return Decision(new, agreed, refused)
+
+
+def without(state: State, export_id: int) -> State:
+    """`state` when the device of a removed export has no users any more."""
+    return replace(state, devices=tuple(d for d in state.devices if d.record.export_id != export_id))
 
 
 def adopt(state: State, found: tuple[Device, ...]) -> tuple[State, list[str]]:
@@ -114,7 +123,7 @@ def _made_for(export: ExportV1, ublk_id: int) -> Device:
 def _completed(device: Device, export: ExportV1) -> Device:
     """`device` with what the host says of its disk's identity, where nothing was known of it."""
     identity = device.identity if export.identity == NO_IDENTITY else export.identity.hex()
-    return replace(device, identity=identity, label=export.name or device.label)
+    return replace(device, identity=identity, label=export.name or device.label, removed=False)
 
 
 def _changed(device: Device, export: ExportV1) -> str | None:

@@ -35,6 +35,7 @@ class Device:
     write_zeroes: bool = True
     physical_block: int = 0
     optimal_io: int = 0
+    removed: bool = False  # by the host's operator: it goes when nobody uses it
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ def _device(fields: dict[str, Any]) -> Device:
     if type(read_only) is not bool or type(identity) is not str or type(label) is not str:
         raise WireError(f"state file: device {ublk_id} is not described soundly")
     discard, write_zeroes = fields.get("discard", True) is True, fields.get("write_zeroes", True) is True
+    removed = fields.get("removed", False) is True
     sizes = (int(fields.get("physical_block", 0)), int(fields.get("optimal_io", 0)))
-    return Device(str(fields["name"]), record, ublk_id, read_only, identity, label, discard, write_zeroes, *sizes)
+    said = (read_only, identity, label, discard, write_zeroes, *sizes, removed)
+    return Device(str(fields["name"]), record, ublk_id, *said)
 
 
 def load(path: Path) -> State | None:

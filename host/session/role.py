@@ -5,6 +5,7 @@ Its death pauses no I/O: usb goes on, and tells the successor where things are. 
 
 import errno
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,36 @@ from bus.role import Role
 from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
-from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1
+from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
 from host.session.core import Event, SessionCore, State, Step, Verdict
 from host.session.eject import Ejection, load_ejection, save_ejection
 from host.session.export import Export
 from host.session.finder import Gadget, Uevents, find
+from host.session.served import Args, Served, load_served, save_served
 
+SOURCE_ENTRY = "host.source.role"
 _ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BYTES}
 
 
 class Session:
     """Handlers of the host's session role."""
 
-    def __init__(self, role: Role, exports: list[Export], serial: str | None) -> None:
-        self._role, self._exports, self._serial = role, exports, serial
+    def __init__(self, role: Role, sources: list[Args], serial: str | None) -> None:
+        self._role, self._serial = role, serial
+        self._served = load_served(role.runtime, sources)
+        self._exports = self._served.exports
+        self._announced_removed: tuple[Args, ...] = ()
         self._boot_id = boot_id()
-        self._core = SessionCore(len(exports))
+        self._core = SessionCore(len(self._exports))
         self._ejection = load_ejection(role.runtime)
         self._announced: Ejection | None = None  # what the last CONFIG said; None: a predecessor's, nobody knows
         self._idle = False  # nothing is left that a v0 gadget could be given
         role.method("eject", self._call_eject)
         role.method("flushed", self._call_flushed)
+        role.method("add", self._call_add)
+        role.method("remove", self._call_remove)
+        role.method("sources", lambda arguments: [dict(args) for args in self._served.sources])
+        role.on_watchdog(self._want_sources, lambda note: None)
         self._gadget: Gadget | None = None
         self._said_many = False
         self._reason = "no gadget seen yet"
@@ -71,6 +81,8 @@ class Session:
             if State.ONLINE in (before, after):
                 self._since = datetime.now(UTC)
                 self._was_online = True
+        if event is Event.ACTIVE and before is State.SETTLING:
+            self._in_force()
         for step in steps:
             self._step(step)
 
@@ -145,7 +157,7 @@ class Session:
                     "note": "attach",
                     "bus": self._gadget.bus,
                     "address": self._gadget.address,
-                    "exports": [export.for_usb() for export in self._exports],
+                    "exports": self._for_usb(),
                     "reset": True,
                 }
             )
@@ -184,9 +196,11 @@ class Session:
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
     def _announce(self) -> None:
-        self._announced = self._ejection
+        self._announced, self._announced_removed = self._ejection, self._served.removed
         if self._core.version == 1:
             exports = tuple(self._ejection.marked(export.announced()) for export in self._exports)
+            room = limits.MAX_EXPORTS - len(exports)
+            exports += tuple(removed(export.announced()) for export in self._served.gone[:room])
             self._ask(ControlV1.CONFIG, ConfigV1(self._core.epoch, self._boot_id, exports).encode())
             return
         left = tuple(e.record for e in self._exports if e.export_id not in self._ejection.ejected)
@@ -217,6 +231,54 @@ class Session:
             self._ejection = ejection
             save_ejection(self._role.runtime, ejection)
         if self._ejection != self._announced:
+            self._event(Event.CHANGE)
+
+    # -- adding and removing -------------------------------------------------------------------------------------
+    def _want_sources(self) -> None:
+        roles = [{"role": f"source.{a['name']}", "entry": SOURCE_ENTRY, "args": dict(a)} for a in self._served.sources]
+        self._role.tell_watchdog({"note": "want", "roles": roles})
+
+    def _for_usb(self) -> list[list[Any]]:
+        return [export.for_usb() for export in self._exports]
+
+    def _call_add(self, arguments: dict[str, Any]) -> None:
+        """Serve this too: `source`, the arguments of its role."""
+        try:
+            served = self._served.add(arguments["source"])
+        except (KeyError, TypeError, ValueError, WireError) as error:
+            raise Refused(f"not a source's arguments: {type(error).__name__}: {error}") from None
+        self._serve(served, self._ejection.forget(served.exports[-1].export_id))
+
+    def _call_remove(self, arguments: dict[str, Any]) -> None:
+        """Serve `name` no more. It must have been ejected and flushed: nobody waits for an answer, nothing is lost."""
+        name = str(arguments["name"])
+        served = self._served.remove(name)
+        export_id = next(export.export_id for export in self._exports if export.name == name)
+        if export_id not in self._ejection.flushed:
+            raise Refused(f"{name}: not ejected and flushed yet: eject it first")
+        self._serve(served, self._ejection.forget(export_id))
+
+    def _in_force(self) -> None:
+        """The gadget's session has acted on what was announced last."""
+        if self._announced_removed:
+            self._served = self._served.told(self._announced_removed)
+            save_served(self._role.runtime, self._served)
+
+    def _serve(self, served: Served, ejection: Ejection) -> None:
+        if served == self._served:
+            return
+        save_served(self._role.runtime, served)
+        if ejection != self._ejection:
+            save_ejection(self._role.runtime, ejection)
+        self._served, self._exports, self._ejection = served, served.exports, ejection
+        self._core.exports = len(self._exports)
+        self._idle = False
+        self._want_sources()
+        self._tell({"note": "exports", "exports": self._for_usb()})
+        self._announced = None
+        if self._core.state is State.SEARCHING:
+            self._search()
+        else:
             self._event(Event.CHANGE)
 
     @property
@@ -292,6 +354,7 @@ class Session:
             },
             "exports": [self._export_status(export, online) for export in self._exports],
             "ejection_told": self._told,
+            "removing": [export.name for export in self._served.gone],
         }
 
     def _export_status(self, export: Export, online: bool) -> dict[str, Any]:
@@ -315,6 +378,11 @@ class Session:
         }
 
 
+def removed(export: ExportV1) -> ExportV1:
+    """`export` as it is announced once more, when it is served no longer."""
+    return replace(export, flags=export.flags | ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED)
+
+
 def boot_id() -> bytes:
     """This machine's boot id, 16 bytes (random(4)): another one means that what was not flushed may be lost."""
     return UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
@@ -322,8 +390,10 @@ def boot_id() -> bytes:
 
 def start(role: Role) -> None:
     try:
-        exports = [Export.of(args) for args in role.args["exports"]]
+        sources = list(role.args["exports"])
+        for args in sources:
+            Export.of(args)  # raises for what is none
         serial = role.args.get("gadget")
-        Session(role, exports, None if serial is None else str(serial))
+        Session(role, sources, None if serial is None else str(serial))
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"session: its arguments are not a host session's: {type(error).__name__}: {error}") from None

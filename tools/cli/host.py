@@ -11,10 +11,12 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
+from host.session.served import served_path
 from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.side import adopt, bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
 from tools.supervise.launch import all_living, await_deaths, kill, supervised
+from tools.supervise.memory import memory_path
 from tools.supervise.plan import host_plan
 
 _LOOK_S = 1.0  # each look is two calls, which cost a slow machine more than they tell
@@ -45,6 +47,9 @@ def serve(
             return Exit.DONE
         refuse_second(runtime, "host serve")
         _end_orphans(runtime)
+        # The set of before, with what was added to it, ended with its processes.
+        for path in (memory_path(runtime), served_path(runtime)):
+            path.unlink(missing_ok=True)
         sources = look_at(arguments, block_size, read_only)
         for number in _ENDS[1:]:
             signal.signal(number, _interrupt)

@@ -47,8 +47,13 @@ class Source:
         return asdict(self)
 
 
-def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -> list[Source]:
-    """The sources meant by the command line. Refused with one line for the first that cannot be served."""
+def look_at(
+    arguments: Sequence[str], block_size: int | None, read_only: bool, present: Sequence[Source] = ()
+) -> list[Source]:
+    """The sources meant by the command line. Refused with one line for the first that cannot be served.
+
+    `present`: those that a side serves already, whose names and ids are taken.
+    """
     if len(arguments) > limits.MAX_EXPORTS:
         raise Refused(f"{len(arguments)} sources: more than {limits.MAX_EXPORTS}: serve the rest as another --instance")
     if block_size is not None:
@@ -58,11 +63,13 @@ def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -
         name, spec = _split(argument)
         if any(known.path == spec.text for known in sources):
             raise Refused(f"{argument}: given twice: serve it once")
+        if known := next((known for known in present if known.path == spec.text), None):
+            raise Refused(f"{argument}: served already, as {known.name}: nothing to do", Exit.BUSY)
         geometry, identity, can = _look(spec, read_only)
         size = block_size or (4096 if geometry.size_bytes % 4096 == 0 else max(512, geometry.block_size))
         _check_size(spec.text, geometry, size)
-        free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in sources})
-        export_id = _export_id(identity, {s.export_id for s in sources})
+        free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in (*present, *sources)})
+        export_id = _export_id(identity, {s.export_id for s in (*present, *sources)})
         sources.append(
             Source(
                 free_name,
