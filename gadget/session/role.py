@@ -22,6 +22,7 @@ from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of, without
 from gadget.session.holders import holders_of
 from gadget.session.kernel import devices_of, free_id, ublk_ids
+from gadget.session.links import write_names
 from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
 
@@ -74,6 +75,7 @@ class Session:
         for notice in notices:
             self._role.log.warning(notice)
         save(self._path, known)
+        write_names(self._role.runtime.root, known.devices)
         how = "is new" if fresh else "goes on"
         self._role.log.info(f"session {known.session_id:#018x} {how}, with {len(known.devices)} devices")
         return known
@@ -153,6 +155,7 @@ class Session:
         if decision.state != self._state:
             self._state = decision.state
             save(self._path, self._state)  # before any device is made
+            write_names(self._role.runtime.root, self._state.devices)
         self._agreed, self._refused = decision.agreed, decision.refused
         self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         trace.point("session.saved")
@@ -181,6 +184,7 @@ class Session:
             if ublk_id not in there:  # only now: a successor of ours would take it for a device that nobody remembers
                 self._state = without(self._state, export_id)
                 save(self._path, self._state)
+                write_names(self._role.runtime.root, self._state.devices)
             elif not self._holders[export_id] and export_id not in self._leaving:
                 self._role.log.info(f"export {export_id:#x}: removed by the host: /dev/ublkb{ublk_id} goes")
                 self._leaving.add(export_id)

@@ -89,7 +89,7 @@ class SimRuntime:
     root = "/sim"
 
     def __init__(self, side: str) -> None:
-        self.side = side
+        self.side, self.root = side, side
 
     def endpoint(self, role: str, lane: str) -> str:
         return f"{self.side}/{role}.{lane}"
@@ -401,6 +401,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.session.role", "load", run.load),
         ("gadget.session.role", "save", run.save),
         ("gadget.session.role", "secrets", random),
+        ("gadget.session.role", "write_names", lambda root, devices: None),
         ("gadget.session.role", "ledger_of", run.ledger_of),
         ("gadget.session.operator", "load_wishes", lambda role: {}),
         (_GUSB, "ledger_of", run.ledger_of),

@@ -109,4 +109,4 @@ def test_a_removed_export_that_was_never_here_makes_no_device() -> None:
 
 def test_what_is_removed_is_also_ejected_and_flushed_to_who_looks_only_at_that() -> None:
     flags = removed(replace(ExportV1(RECORD), flags=ExportFlag.DISCARD)).flags
-    assert ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED | ExportFlag.DISCARD == flags
+    assert flags == ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED | ExportFlag.DISCARD
