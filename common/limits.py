@@ -78,4 +78,5 @@ SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page ca
 
 # -- parked exports ----------------------------------------------------------------------------------------------
 MIN_PARK_S = 1.0  # an operator's limit: below it a mere respawn of a role would end a disk
+HOLDERS_LOOK_S = 1.0  # is a removed export's device still in use: a look through /proc
 MAX_PARK_S = 30 * 86400.0  # longer is no limit

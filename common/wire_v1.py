@@ -47,6 +47,7 @@ class ExportFlag(IntFlag):
     WRITE_ZEROES = 4
     EJECTED = 8  # the host's operator takes it away: nothing of it may be sent
     FLUSHED = 16  # with EJECTED: everything of it that was ever answered is on stable storage
+    REMOVED = 32  # with both: it will not come back; its device may go when nobody uses it
 
 
 class RequestFlag(IntFlag):

@@ -15,6 +15,8 @@ from common.wire import ConfigExports, ExportRecord
 from common.wire_v1 import NO_IDENTITY, ConfigV1, ExportFlag, ExportV1
 from gadget.session.state import Device, State
 
+_V0_FLAGS = ExportFlag.DISCARD | ExportFlag.WRITE_ZEROES
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -26,11 +28,15 @@ class Decision:
 
 
 def exports_of(data: bytes, version: int) -> tuple[ExportV1, ...]:
-    """The host's set in either wire's shape; what v0 does not carry is unknown. Raises WireError."""
+    """The host's set in either wire's shape. Raises WireError.
+
+    What v0 does not carry is unknown; its devices may ask for everything, and the block layer does without what the
+    host then refuses.
+    """
     if version == 1:
         return ConfigV1.decode(data).exports
     if version == 0:
-        return tuple(ExportV1(record) for record in ConfigExports.decode(data).exports)
+        return tuple(ExportV1(record, _V0_FLAGS) for record in ConfigExports.decode(data).exports)
     raise WireError(f"a set of exports of wire version {version}")
 
 
@@ -42,7 +48,11 @@ def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: froze
     for export in exports:
         record = export.record
         known = devices.get(record.export_id)
-        if known is not None:
+        if ExportFlag.REMOVED in export.flags:
+            if known is not None:
+                devices[record.export_id] = replace(known, removed=True)
+            refused[record.export_id] = "removed by the host"
+        elif known is not None:
             why = _changed(known, export)
             if why is not None:
                 refused[record.export_id] = why
@@ -53,13 +63,15 @@ def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: froze
         elif len(devices) >= limits.MAX_EXPORTS:
             refused[record.export_id] = f"{len(devices)} devices exist already, parked ones included"
         else:
-            device = Device(export_name(record), record, next(free))
-            devices[record.export_id] = _completed(
-                replace(device, read_only=bool(export.flags & ExportFlag.READ_ONLY)), export
-            )
+            devices[record.export_id] = _completed(_made_for(export, next(free)), export)
     agreed = frozenset(e.record.export_id for e in exports) - refused.keys()
     new = replace(state, devices=tuple(devices.values()), configured=tuple(sorted(agreed)))
     return Decision(new, agreed, refused)
+
+
+def without(state: State, export_id: int) -> State:
+    """`state` when the device of a removed export has no users any more."""
+    return replace(state, devices=tuple(d for d in state.devices if d.record.export_id != export_id))
 
 
 def adopt(state: State, found: tuple[Device, ...]) -> tuple[State, list[str]]:
@@ -94,10 +106,24 @@ def _free_ids(taken: frozenset[int]) -> Iterator[int]:
     return (number for number in itertools.count() if number not in taken)
 
 
+def _made_for(export: ExportV1, ublk_id: int) -> Device:
+    flags = export.flags
+    return Device(
+        export_name(export.record),
+        export.record,
+        ublk_id,
+        read_only=ExportFlag.READ_ONLY in flags,
+        discard=ExportFlag.DISCARD in flags,
+        write_zeroes=ExportFlag.WRITE_ZEROES in flags,
+        physical_block=export.physical_block,
+        optimal_io=export.optimal_io,
+    )
+
+
 def _completed(device: Device, export: ExportV1) -> Device:
     """`device` with what the host says of its disk's identity, where nothing was known of it."""
     identity = device.identity if export.identity == NO_IDENTITY else export.identity.hex()
-    return replace(device, identity=identity, label=export.name or device.label)
+    return replace(device, identity=identity, label=export.name or device.label, removed=False)
 
 
 def _changed(device: Device, export: ExportV1) -> str | None:

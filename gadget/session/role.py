@@ -19,8 +19,10 @@ from common.errors import WireError
 from common.ledger import NO_BOOT, Ledger
 from common.wire_v1 import ExportV1
 from gadget.session import parking
-from gadget.session.core import adopt, configure, exports_of
+from gadget.session.core import adopt, configure, exports_of, without
+from gadget.session.holders import holders_of
 from gadget.session.kernel import devices_of, free_id, ublk_ids
+from gadget.session.links import write_names
 from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
 
@@ -45,6 +47,9 @@ class Session:
         self._set: tuple[tuple[ExportV1, ...], bytes] | None = None  # the host's last set, and its boot id
         self._ledgers: dict[int, Ledger] = {}
         self._operator = Operator(role, self._exports, self._failed, self._resumed)
+        self._holders: dict[int, list[str]] = {}  # of devices that the host has removed
+        self._leaving: set[int] = set()  # of those, the ones that nobody uses: their queues are not wanted
+        self._looking = False
         self._link: dict[str, Any] = {"state": "absent"}
         self._since = datetime.now(UTC)
         self._queues: dict[str, dict[str, Any]] = {}
@@ -53,6 +58,7 @@ class Session:
         role.status = self._status
         self._usb = role.connect("usb", "session", lambda: {}, self._usb_arrived, self._from_usb)
         role.ready()
+        self._clear_removed()
 
     def _recover(self) -> State:
         try:
@@ -69,17 +75,18 @@ class Session:
         for notice in notices:
             self._role.log.warning(notice)
         save(self._path, known)
+        write_names(self._role.runtime.root, known.devices)
         how = "is new" if fresh else "goes on"
         self._role.log.info(f"session {known.session_id:#018x} {how}, with {len(known.devices)} devices")
         return known
 
     # -- towards the watchdog ------------------------------------------------------------------------------------
     def _want_queues(self) -> None:
-        failed = parking.failed(self._operator.wishes)
+        ended = {*parking.failed(self._operator.wishes), *self._leaving}
         roles = [
             {"role": queue_role(d.name), "entry": QUEUE_ENTRY, "args": self._queue_args(d)}
             for d in self._state.devices
-            if d.record.export_id not in failed
+            if d.record.export_id not in ended
         ]
         self._role.tell_watchdog({"note": "want", "roles": roles})
 
@@ -90,6 +97,10 @@ class Session:
             "size_bytes": device.record.size_bytes,
             "ublk_id": device.ublk_id,
             "read_only": device.read_only,
+            "discard": device.discard,
+            "write_zeroes": device.write_zeroes,
+            "physical_block": device.physical_block,
+            "optimal_io": device.optimal_io,
             "depth": int(self._role.args.get("queue_depth", limits.QUEUE_DEPTH)),
             "max_io_bytes": int(self._role.args.get("max_io_bytes", limits.MAX_IO_BYTES)),
         }
@@ -144,11 +155,14 @@ class Session:
         if decision.state != self._state:
             self._state = decision.state
             save(self._path, self._state)  # before any device is made
+            write_names(self._role.runtime.root, self._state.devices)
         self._agreed, self._refused = decision.agreed, decision.refused
         self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         trace.point("session.saved")
+        self._leaving &= {d.record.export_id for d in self._state.devices if d.removed}
         self._want_queues()
         self._tell_usb()
+        self._clear_removed()
         self._scan()
 
     def _scan(self) -> None:
@@ -159,6 +173,30 @@ class Session:
             if running and role not in self._scanned and self._export_status(device)["state"] == "live":
                 self._scanned.add(role)
                 self._role.tell_watchdog({"note": "job", "function": "scan", "role": role})
+
+    def _clear_removed(self) -> None:
+        """Have the devices of removed exports taken away, each when nobody uses it: someone may have it mounted."""
+        removed = {d.record.export_id: d.ublk_id for d in self._state.devices if d.removed}
+        self._leaving &= removed.keys()
+        there = ublk_ids() if removed else frozenset()
+        for export_id, ublk_id in removed.items():
+            self._holders[export_id] = holders_of(ublk_id)
+            if ublk_id not in there:  # only now: a successor of ours would take it for a device that nobody remembers
+                self._state = without(self._state, export_id)
+                save(self._path, self._state)
+                write_names(self._role.runtime.root, self._state.devices)
+            elif not self._holders[export_id] and export_id not in self._leaving:
+                self._role.log.info(f"export {export_id:#x}: removed by the host: /dev/ublkb{ublk_id} goes")
+                self._leaving.add(export_id)
+        if removed:
+            self._want_queues()
+        if any(d.removed for d in self._state.devices) and not self._looking:
+            self._looking = True
+            self._role.loop.after(limits.HOLDERS_LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = False
+        self._clear_removed()
 
     # -- the operator --------------------------------------------------------------------------------------------
     def _ledger(self, export_id: int) -> Ledger:
@@ -214,6 +252,9 @@ class Session:
         elif queue.get("state") not in (None, "running"):
             state = "failed" if queue["state"] == "failed" else "recovering"
             reason = f"{queue_role(device.name)} is {queue['state']}: {queue.get('reason') or 'no reason given'}"
+        elif device.removed:
+            holders = ", ".join(self._holders.get(export_id, [])) or "somebody"
+            state, reason = "parked", f"removed by the host, in use by {holders}: it goes when they let go of it"
         elif export_id in self._refused:
             state, reason = "parked", self._refused[export_id]
         elif self._link.get("state") != "online":

@@ -21,7 +21,8 @@ MAX_BYTES = 64 * 1024  # 32 exports take about 6 KiB
 class Device:
     """An export and the ublk device it has: chosen before the device is made, so that a death in between finds it.
 
-    `identity` of the disk in hex, `label` as the host calls it: empty where no host has said (v0 cannot).
+    `identity` of the disk in hex, `label` as the host calls it: empty where no host has said (v0 cannot). What it can
+    and its sizes (bytes, 0: not known) are those of the host that had it made: a device's limits do not change.
     """
 
     name: str
@@ -30,6 +31,11 @@ class Device:
     read_only: bool = False
     identity: str = ""
     label: str = ""
+    discard: bool = True
+    write_zeroes: bool = True
+    physical_block: int = 0
+    optimal_io: int = 0
+    removed: bool = False  # by the host's operator: it goes when nobody uses it
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,15 @@ def _device(fields: dict[str, Any]) -> Device:
     ublk_id = int(fields["ublk_id"])
     if not 0 <= ublk_id < 1 << 20:
         raise WireError(f"state file: ublk id {ublk_id}")
-    # The last three were not written by the first releases; a device that they made was writable.
+    # The last ones were not written by the first releases; a device that they made was writable and could all.
     read_only, identity, label = fields.get("read_only", False), fields.get("identity", ""), fields.get("label", "")
     if type(read_only) is not bool or type(identity) is not str or type(label) is not str:
         raise WireError(f"state file: device {ublk_id} is not described soundly")
-    return Device(str(fields["name"]), record, ublk_id, read_only, identity, label)
+    discard, write_zeroes = fields.get("discard", True) is True, fields.get("write_zeroes", True) is True
+    removed = fields.get("removed", False) is True
+    sizes = (int(fields.get("physical_block", 0)), int(fields.get("optimal_io", 0)))
+    said = (read_only, identity, label, discard, write_zeroes, *sizes, removed)
+    return Device(str(fields["name"]), record, ublk_id, *said)
 
 
 def load(path: Path) -> State | None:

@@ -63,6 +63,8 @@ class DeviceParams:
     discard_granularity_bytes: int = 0
     max_discard_bytes: int = 0
     max_write_zeroes_bytes: int = 0
+    physical_block_bytes: int = 0  # 0, like the next: as the block size
+    optimal_io_bytes: int = 0
 
     def to_abi(self) -> ublk_params:
         """For SET_PARAMS. ValueError for sizes that cannot be expressed; what the driver refuses it says itself."""
@@ -77,8 +79,10 @@ class DeviceParams:
             | self.volatile_cache * Attribute.VOLATILE_CACHE
             | self.fua * Attribute.FUA
         )
-        params.basic.logical_bs_shift = params.basic.physical_bs_shift = shift
-        params.basic.io_min_shift = params.basic.io_opt_shift = shift
+        physical, optimal = (_shift(size) for size in (self.physical_block_bytes, self.optimal_io_bytes))
+        params.basic.logical_bs_shift = shift
+        params.basic.physical_bs_shift = params.basic.io_min_shift = max(shift, physical)
+        params.basic.io_opt_shift = max(params.basic.io_min_shift, optimal)
         params.basic.max_sectors = self.max_io_bytes // SECTOR
         params.basic.dev_sectors = self.size_bytes // SECTOR
         if self.discard_granularity_bytes:
@@ -104,7 +108,18 @@ class DeviceParams:
             discard_granularity_bytes=discard.discard_granularity if has_discard else 0,
             max_discard_bytes=discard.max_discard_sectors * SECTOR if has_discard else 0,
             max_write_zeroes_bytes=discard.max_write_zeroes_sectors * SECTOR if has_discard else 0,
+            physical_block_bytes=_bytes(basic.physical_bs_shift, basic.logical_bs_shift),
+            optimal_io_bytes=_bytes(basic.io_opt_shift, basic.physical_bs_shift),
         )
+
+
+def _shift(size_bytes: int) -> int:
+    """The driver keeps powers of two as shifts; what is none is not said."""
+    return size_bytes.bit_length() - 1 if size_bytes and not size_bytes & (size_bytes - 1) else 0
+
+
+def _bytes(shift: int, least: int) -> int:
+    return 1 << shift if shift > least else 0
 
 
 class Plan(Enum):

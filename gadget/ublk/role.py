@@ -22,10 +22,11 @@ from common.iostats import IoStats
 from common.wire import Op
 from common.wire_v1 import RequestFlag
 from gadget.ublk.abi import BlockOp, IoFlag
-from gadget.ublk.control import Control, DeviceInfo, DeviceParams, Plan, plan
+from gadget.ublk.control import Control, DeviceInfo, Plan, plan
 from gadget.ublk.core import Commit, QueueCore, parse_completions
 from gadget.ublk.device import QueueDevice, settle_queue_limits
 from gadget.ublk.mark import ownership_mark
+from gadget.ublk.offer import params_for
 from gadget.ublk.partitions import make_known
 
 _OPS = {
@@ -36,7 +37,6 @@ _OPS = {
     BlockOp.WRITE_ZEROES: Op.WRITE_ZEROES,
 }
 _RETRY_S = 0.003  # while the kernel tears down the dead owner's ring (measured: 4 ms), or devtmpfs makes a node
-_MAX_DISCARD = 64 << 20  # bytes; one discard must not keep a source busy for seconds
 
 
 class Queue:
@@ -48,7 +48,6 @@ class Queue:
         self._mark = ownership_mark(role.runtime.instance, self._export_id)
         self._block_size, self._size_bytes = int(args["block_size"]), int(args["size_bytes"])
         self._depth, self._max_io = int(args["depth"]), int(args["max_io_bytes"])
-        self._read_only = bool(args.get("read_only"))
         self._waits_for = "the ublk driver"
         self._control = Control()
         self._stats = IoStats(time.monotonic())
@@ -79,15 +78,7 @@ class Queue:
                 raise Refused(f"/dev/ublkb{self._ublk_id}: belongs to another program or export: not touched")
 
     def _add(self) -> None:
-        params = DeviceParams(
-            size_bytes=self._size_bytes,
-            block_size=self._block_size,
-            max_io_bytes=self._max_io,
-            read_only=self._read_only,
-            discard_granularity_bytes=0 if self._read_only else max(self._block_size, limits.PAGE),
-            max_discard_bytes=_MAX_DISCARD,
-            max_write_zeroes_bytes=_MAX_DISCARD,
-        )
+        params = params_for(self._role.args)
         try:
             self._control.add(self._ublk_id, self._depth, self._max_io, self._mark)
         except FileExistsError:

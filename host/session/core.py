@@ -110,7 +110,7 @@ class SessionCore:
         self.last_session_id = 0  # of the last link that was online
         self.misses = 0
         self.version, self.epoch = 0, 0  # of the wire that usb and the gadget speak
-        self._exports = exports
+        self.exports = exports  # how many are announced
 
     def on(self, event: Event) -> tuple[Step, ...]:
         """Follow the table. Illegal, and nothing changed, for what is not in it."""
@@ -153,8 +153,8 @@ class SessionCore:
             why = f"online, session {status.session_id:#018x}, {status.export_count} exports in force"
             if self.last_session_id and self.last_session_id != status.session_id:
                 why += f"; before it was {self.last_session_id:#018x}: the gadget has started anew"
-            if status.export_count != self._exports:
-                why += f"; {self._exports} were announced"
+            if status.export_count != self.exports:
+                why += f"; {self.exports} were announced"
         self.session_id = status.session_id
         return Verdict(Event.ACTIVE, why)
 

@@ -30,6 +30,10 @@ class Ejection:
     def flush(self, export_ids: Iterable[int]) -> "Ejection":
         return replace(self, flushed=self.flushed | (self.ejected & set(export_ids)))
 
+    def forget(self, export_id: int) -> "Ejection":
+        """It is not an export of ours any more, or one anew."""
+        return Ejection(self.ejected - {export_id}, self.flushed - {export_id})
+
     def marked(self, export: ExportV1) -> ExportV1:
         """`export` as it is announced to a v1 gadget."""
         export_id, flags = export.record.export_id, export.flags

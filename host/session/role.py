@@ -5,6 +5,7 @@ Its death pauses no I/O: usb goes on, and tells the successor where things are. 
 
 import errno
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,39 @@ from bus.loop import Timer
 from bus.role import Role
 from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
-from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Status
+from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
 from host.session.choice import chooser
 from host.session.core import Event, SessionCore, State, Step, Verdict
 from host.session.eject import Ejection, load_ejection, save_ejection
+from host.session.export import Export
 from host.session.finder import Gadget, Uevents, find
 from host.session.hold import Hold
+from host.session.served import Args, Served, load_served, save_served
 
+SOURCE_ENTRY = "host.source.role"
 _ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BYTES}
 
 
 class Session:
-    """Handlers of the host's session role. `exports`: [export_id, block_size, size_bytes, name, read_only]."""
+    """Handlers of the host's session role."""
 
-    def __init__(self, role: Role, exports: list[list[Any]], wanted: str | None) -> None:
-        self._role, self._exports, self._wanted = role, exports, wanted
-        self._config = ConfigExports(tuple(ExportRecord(*export[:3]) for export in exports))
-        self._config_v1 = tuple(_export_v1(*export) for export in exports)
+    def __init__(self, role: Role, sources: list[Args], wanted: str | None) -> None:
+        self._role, self._wanted = role, wanted
+        self._served = load_served(role.runtime, sources)
+        self._exports = self._served.exports
+        self._announced_removed: tuple[Args, ...] = ()
         self._boot_id = boot_id()
-        self._core = SessionCore(len(exports))
+        self._core = SessionCore(len(self._exports))
         self._ejection = load_ejection(role.runtime)
         self._announced: Ejection | None = None  # what the last CONFIG said; None: a predecessor's, nobody knows
         self._idle = False  # nothing is left that a v0 gadget could be given
         role.method("eject", self._call_eject)
         role.method("flushed", self._call_flushed)
+        role.method("add", self._call_add)
+        role.method("remove", self._call_remove)
+        role.method("sources", lambda arguments: [dict(args) for args in self._served.sources])
+        role.on_watchdog(self._want_sources, lambda note: None)
         self._gadget: Gadget | None = None
         self._hold = Hold()
         self._refused: set[tuple[int, int]] = set()  # could not be attached since all were tried
@@ -76,6 +85,8 @@ class Session:
             if State.ONLINE in (before, after):
                 self._since = datetime.now(UTC)
                 self._was_online = True
+        if event is Event.ACTIVE and before is State.SETTLING:
+            self._in_force()
         for step in steps:
             self._step(step)
 
@@ -159,7 +170,7 @@ class Session:
                     "note": "attach",
                     "bus": self._gadget.bus,
                     "address": self._gadget.address,
-                    "exports": self._exports,
+                    "exports": self._for_usb(),
                     "reset": True,
                 }
             )
@@ -201,24 +212,24 @@ class Session:
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
     def _announce(self) -> None:
-        self._announced = self._ejection
+        self._announced, self._announced_removed = self._ejection, self._served.removed
         if self._core.version == 1:
-            exports = tuple(self._ejection.marked(export) for export in self._config_v1)
+            exports = tuple(self._ejection.marked(export.announced()) for export in self._exports)
+            room = limits.MAX_EXPORTS - len(exports)
+            exports += tuple(removed(export.announced()) for export in self._served.gone[:room])
             self._ask(ControlV1.CONFIG, ConfigV1(self._core.epoch, self._boot_id, exports).encode())
-        elif self._ejection.ejected:
-            left = tuple(e for e in self._config.exports if e.export_id not in self._ejection.ejected)
-            self._idle = not left
-            if self._idle:
-                self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
-            else:
-                self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
+            return
+        left = tuple(e.record for e in self._exports if e.export_id not in self._ejection.ejected)
+        self._idle = not left
+        if self._idle:
+            self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
         else:
-            self._ask(Control.CONFIG_EXPORTS, self._config.encode())
+            self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
 
     # -- ejecting ------------------------------------------------------------------------------------------------
     def _call_eject(self, arguments: dict[str, Any]) -> list[str]:
         """Announce these exports (`names`; none: all) as ejected. Returns their names."""
-        known = {str(export[3]): int(export[0]) for export in self._exports}
+        known = {export.name: export.export_id for export in self._exports}
         names = [str(name) for name in arguments.get("names") or known]
         if unknown := [name for name in names if name not in known]:
             raise Refused(f"{unknown[0]}: not served here: there are: {', '.join(known)}")
@@ -228,7 +239,7 @@ class Session:
     def _call_flushed(self, arguments: dict[str, Any]) -> list[str]:
         """The sources of these ejected exports have flushed after the gadget had the last answer: tell it."""
         names = [str(name) for name in arguments["names"]]
-        self._change(self._ejection.flush(int(export[0]) for export in self._exports if export[3] in names))
+        self._change(self._ejection.flush(export.export_id for export in self._exports if export.name in names))
         return names
 
     def _change(self, ejection: Ejection) -> None:
@@ -236,6 +247,54 @@ class Session:
             self._ejection = ejection
             save_ejection(self._role.runtime, ejection)
         if self._ejection != self._announced:
+            self._event(Event.CHANGE)
+
+    # -- adding and removing -------------------------------------------------------------------------------------
+    def _want_sources(self) -> None:
+        roles = [{"role": f"source.{a['name']}", "entry": SOURCE_ENTRY, "args": dict(a)} for a in self._served.sources]
+        self._role.tell_watchdog({"note": "want", "roles": roles})
+
+    def _for_usb(self) -> list[list[Any]]:
+        return [export.for_usb() for export in self._exports]
+
+    def _call_add(self, arguments: dict[str, Any]) -> None:
+        """Serve this too: `source`, the arguments of its role."""
+        try:
+            served = self._served.add(arguments["source"])
+        except (KeyError, TypeError, ValueError, WireError) as error:
+            raise Refused(f"not a source's arguments: {type(error).__name__}: {error}") from None
+        self._serve(served, self._ejection.forget(served.exports[-1].export_id))
+
+    def _call_remove(self, arguments: dict[str, Any]) -> None:
+        """Serve `name` no more. It must have been ejected and flushed: nobody waits for an answer, nothing is lost."""
+        name = str(arguments["name"])
+        served = self._served.remove(name)
+        export_id = next(export.export_id for export in self._exports if export.name == name)
+        if export_id not in self._ejection.flushed:
+            raise Refused(f"{name}: not ejected and flushed yet: eject it first")
+        self._serve(served, self._ejection.forget(export_id))
+
+    def _in_force(self) -> None:
+        """The gadget's session has acted on what was announced last."""
+        if self._announced_removed:
+            self._served = self._served.told(self._announced_removed)
+            save_served(self._role.runtime, self._served)
+
+    def _serve(self, served: Served, ejection: Ejection) -> None:
+        if served == self._served:
+            return
+        save_served(self._role.runtime, served)
+        if ejection != self._ejection:
+            save_ejection(self._role.runtime, ejection)
+        self._served, self._exports, self._ejection = served, served.exports, ejection
+        self._core.exports = len(self._exports)
+        self._idle = False
+        self._want_sources()
+        self._tell({"note": "exports", "exports": self._for_usb()})
+        self._announced = None
+        if self._core.state is State.SEARCHING:
+            self._search()
+        else:
             self._event(Event.CHANGE)
 
     @property
@@ -311,10 +370,11 @@ class Session:
             },
             "exports": [self._export_status(export, online) for export in self._exports],
             "ejection_told": self._told,
+            "removing": [export.name for export in self._served.gone],
         }
 
-    def _export_status(self, export: list[Any], online: bool) -> dict[str, Any]:
-        export_id, block_size, size_bytes, name, read_only = export
+    def _export_status(self, export: Export, online: bool) -> dict[str, Any]:
+        export_id = export.export_id
         reason = "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}"
         if export_id in self._ejection.ejected:
             flushed = export_id in self._ejection.flushed
@@ -322,13 +382,13 @@ class Session:
                 "flushed: it is safe to unplug or power off" if flushed else "not flushed yet: wait"
             )
         return {
-            "name": name,
-            "role": f"source.{name}",
+            "name": export.name,
+            "role": f"source.{export.name}",
             "id": f"{export_id:#010x}",
             "device": "",
-            "size_bytes": size_bytes,
-            "block_size": block_size,
-            "read_only": read_only,
+            "size_bytes": export.size_bytes,
+            "block_size": export.block_size,
+            "read_only": export.read_only,
             "state": "live" if online and export_id not in self._ejection.ejected else "parked",
             "reason": reason,
         }
@@ -338,10 +398,9 @@ def _names(gadgets: list[Gadget]) -> str:
     return ", ".join(gadget.serial or gadget.place or f"{gadget.bus}-{gadget.address}" for gadget in gadgets)
 
 
-def _export_v1(export_id: int, block_size: int, size_bytes: int, name: str, read_only: bool) -> ExportV1:
-    flags = ExportFlag.READ_ONLY if read_only else ExportFlag.DISCARD
-    short = name.encode()[: limits.WIRE_NAME_BYTES].decode(errors="ignore")
-    return ExportV1(ExportRecord(export_id, block_size, size_bytes), flags, name=short)
+def removed(export: ExportV1) -> ExportV1:
+    """`export` as it is announced once more, when it is served no longer."""
+    return replace(export, flags=export.flags | ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED)
 
 
 def boot_id() -> bytes:
@@ -351,12 +410,11 @@ def boot_id() -> bytes:
 
 def start(role: Role) -> None:
     try:
-        exports = [
-            [int(e["export_id"]), int(e["block_size"]), int(e["size_bytes"]), str(e["name"]), bool(e["read_only"])]
-            for e in role.args["exports"]
-        ]
+        sources = list(role.args["exports"])
+        for args in sources:
+            Export.of(args)  # raises for what is none
         wanted = role.args.get("gadget")
         chooser(wanted)  # ValueError for what means nothing
-        Session(role, exports, wanted)
+        Session(role, sources, wanted)
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"session: its arguments are not a host session's: {type(error).__name__}: {error}") from None

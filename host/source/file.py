@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 
 from common.errors import Exit, Refused
+from host.source import identity
 from host.source.interface import Can, Geometry, Source, fails
 from host.source.inuse import image_behind, refuse_in_use
 
@@ -108,7 +109,7 @@ class FileSource(_Opened):
     def _look(self) -> None:
         status = os.fstat(self._fd)
         self.geometry = Geometry(status.st_size, optimal_io_bytes=status.st_blksize)
-        self.identity = f"file {status.st_dev}:{status.st_ino}"
+        self.identity = identity.of_file(self._fd)
         # Past the end there is nothing to lose: the question is only whether this file system has holes.
         if not self.read_only and fallocated(self._fd, PUNCH_HOLE, status.st_size, 4096):
             self.can |= Can.DISCARD
@@ -134,7 +135,7 @@ class DeviceSource(_Opened):
             for number in (_BLKSSZGET, _BLKPBSZGET, _BLKIOOPT)
         )
         self.geometry = Geometry(size_bytes, block, physical, optimal or None)
-        self.identity = f"device {os.major(rdev)}:{os.minor(rdev)}"
+        self.identity = identity.of_device(rdev)
         limit = Path(f"/sys/dev/block/{os.major(rdev)}:{os.minor(rdev)}/queue/discard_max_bytes")
         # A partition has no queue of its own: its disk's counts.
         for file in (limit, limit.resolve().parents[1] / "queue" / limit.name):

@@ -15,6 +15,7 @@ So a process killed before a flush and a host rebooted before the next `host ser
 """
 
 import contextlib
+import os
 import struct
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from zlib import crc32
 
 from common.errors import Refused
 from common.limits import PAGE
+from host.source.identity import of_file
 from host.source.interface import Can, Geometry, Source
 from host.source.overlay_store import FileStore, Store
 
@@ -39,7 +41,6 @@ def open_overlay(path: Path, below: Source, read_only: bool) -> "OverlaySource":
     with contextlib.suppress(FileExistsError):
         if not path.exists():
             FileStore.create(path, head, _data_start(below) + _clusters(below) * CLUSTER)
-    status = path.stat()
     store = FileStore(path)
     try:
         found = memoryview(bytearray(_HEAD.size))
@@ -50,11 +51,19 @@ def open_overlay(path: Path, below: Source, read_only: bool) -> "OverlaySource":
         if bytes(found) != head:
             why = "was made over another source" if bytes(found[:8]) == _MAGIC else "is not a map of an overlay"
             raise Refused(f"{path}: {why}: name one that does not exist yet, or the source it was made over")
-        identity = f"overlay {status.st_dev}:{status.st_ino} over {below.identity}"
+        identity = f"overlay {_identity(path)} over {below.identity}"
         return OverlaySource(store, below, _BOOT_ID.read_text().strip().encode(), identity, read_only)
     except BaseException:
         store.close()
         raise
+
+
+def _identity(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return of_file(fd)
+    finally:
+        os.close(fd)
 
 
 class OverlaySource(Source):

@@ -5,6 +5,7 @@ the arena: this role maps what usb names, and lets go of an old one when its las
 """
 
 import contextlib
+import os
 import time
 from collections import Counter
 from queue import SimpleQueue
@@ -24,7 +25,7 @@ from host.source.executor import Executor
 from host.source.interface import Source
 from host.source.latch import Latch
 from host.source.opening import open_source
-from host.source.spec import parse
+from host.source.spec import Scheme, parse
 
 
 class SourceRole:
@@ -159,6 +160,7 @@ class SourceRole:
             **self._stats.status(time.monotonic()),
             "in_flight": self._core.running + self._core.waiting,
             "path": self._name,
+            "grown_to_bytes": grown(self._name, self._record.size_bytes),
             "state": "failed" if self._executor.failed else "live",
             "reason": self._executor.failed or "",
             "read_only": self._executor.source.read_only,
@@ -166,6 +168,16 @@ class SourceRole:
             "waiting": self._core.waiting,
             "counts": dict(self._counts),
         }
+
+
+def grown(place: str, announced_bytes: int) -> int:
+    """The size of a file that has become larger than what is served of it; else 0."""
+    spec = parse(place)
+    size_bytes = 0
+    if spec.scheme is Scheme.FILE:
+        with contextlib.suppress(OSError):  # gone from its place: nothing of it grows
+            size_bytes = os.stat(spec.body).st_size  # 0 of a block device
+    return size_bytes if size_bytes > announced_bytes else 0
 
 
 def start(role: Role) -> None:
@@ -186,7 +198,7 @@ def start(role: Role) -> None:
 
 def check(source: Source, name: str, record: ExportRecord, identity: str) -> None:
     """Is it what was announced? Refused: it must never silently become another disk."""
-    if source.geometry.size_bytes != record.size_bytes:
+    if source.geometry.size_bytes < record.size_bytes:  # one that has grown serves on what was announced of it
         raise Refused(
             f"{name}: has {source.geometry.size_bytes} bytes, but {record.size_bytes} were announced: "
             "it was changed: serve it anew, as another disk"

@@ -109,8 +109,11 @@ class UsbCore:
         self._takes: deque[Work] = deque()  # writes in the order of their Requests, not yet handed to bulk IN
 
     # -- the link ------------------------------------------------------------------------------------------------
-    def offer(self, exports: list[Served]) -> None:
-        """The set we serve from now on, between attachments. One that is not in it stays known: it may have orphans."""
+    def offer(self, exports: list[Served]) -> list[Served]:
+        """The set we serve from now on. One that is not in it stays known while anything of it is under way.
+
+        Returns those that are forgotten.
+        """
         for served in exports:
             known = self._exports.get(served.record.export_id)
             if known is None:
@@ -118,6 +121,11 @@ class UsbCore:
             elif known.served != served:
                 known.served, known.source = served, None
         self._offered = frozenset(served.record.export_id for served in exports)
+        busy = {work.request.export_id for work in self._by_sequence.values()}
+        gone = [e for n, e in self._exports.items() if n not in self._offered | busy and not (e.work or e.orphans)]
+        for export in gone:
+            del self._exports[export.served.record.export_id]
+        return [export.served for export in gone]
 
     def attach(self, version: int = 0) -> None:
         """A device is claimed, or its v1 data plane begins anew: its Requests follow."""

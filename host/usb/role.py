@@ -78,6 +78,8 @@ class Usb:
                 here = self._attachment
                 if here is not None and here.epoch == int(note["epoch"]):  # else it has begun anew already
                     here.restart(str(note["reason"]))
+            case "exports":  # while others are in use; the session announces them next
+                self._offer(note["exports"])
             case "online":
                 self._session_id = int(note["session_id"])
             case "control":
@@ -91,16 +93,24 @@ class Usb:
             if self._attached:
                 self._tell_link()
             return
-        served = [
-            Served(ExportRecord(int(number), int(block_size), int(size_bytes)), str(name), bool(read_only))
-            for number, block_size, size_bytes, name, read_only in note["exports"]
-        ]
         bus, address, reset = int(note["bus"]), int(note["address"]), bool(note["reset"])
-        self._core.offer(served)
-        for role in list(self._hellos):
-            self._introduce(role)
+        self._offer(note["exports"])
         self._role.log.info(f"attaching to {bus}-{address}")
         self._attachment = Attachment(self._role.loop, bus, address, reset, self)
+
+    def _offer(self, exports: list[Any]) -> None:
+        served = [
+            Served(ExportRecord(int(number), int(block_size), int(size_bytes)), str(name), bool(read_only))
+            for number, block_size, size_bytes, name, read_only in exports
+        ]
+        for gone in self._core.offer(served):
+            self._introduced.pop(gone.role, None)
+            arena = self._arenas.pop(gone.record.export_id, None)
+            if arena is not None:
+                arena.unlink()  # another export may take its name
+        roles = {one.role for one in self._core.offered()}
+        for role in [role for role in self._hellos if role in roles]:
+            self._introduce(role)
 
     def _control(self, note: dict[str, Any]) -> None:
         request = ControlRequest(

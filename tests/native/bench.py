@@ -77,7 +77,7 @@ def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]
         stack.callback(_end, machine)
         await_(lambda: (base / wire.NAME).exists(), "the model process")
         sources = look_at([os.fspath(file) for file in files], None, False)
-        session = {"gadget": None, "exports": [source.export() for source in sources]}
+        session = {"gadget": None, "exports": [source.role_args() for source in sources]}
         host = host_plan("default", [source.role_args() for source in sources], session)
         here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: _native(host)})
         stack.callback(_see_nothing_left, here)

@@ -20,6 +20,7 @@ from gadget.session.core import export_name
 from gadget.session.state import Device, State
 from gadget.ublk.mark import export_of
 from host.session.eject import Ejection
+from host.session.served import Served
 from tests.sim import ends, model_source, model_ublk
 from tests.sim.checker import BLOCK, Checker
 from tests.sim.faults import Faults
@@ -88,7 +89,7 @@ class SimRuntime:
     root = "/sim"
 
     def __init__(self, side: str) -> None:
-        self.side = side
+        self.side, self.root = side, side
 
     def endpoint(self, role: str, lane: str) -> str:
         return f"{self.side}/{role}.{lane}"
@@ -189,7 +190,16 @@ class Run:
     # -- the supervisor ----------------------------------------------------------------------------------------------
     def _want(self) -> None:
         exports = [
-            {"export_id": n, "block_size": BLOCK, "size_bytes": blocks * BLOCK, "name": f"{n:x}", "read_only": False}
+            {
+                "export_id": n,
+                "block_size": BLOCK,
+                "size_bytes": blocks * BLOCK,
+                "name": f"{n:x}",
+                "path": f"disk{n:x}",
+                "read_only": False,
+                "discard": True,
+                "write_zeroes": True,
+            }
             for n, blocks in EXPORTS.items()
         ]
         self.wanted = {
@@ -199,8 +209,7 @@ class Run:
             ("host", "session"): ("host.session.role", {"exports": exports}),
         }
         for export in exports:
-            args = {**export, "path": f"disk{export['export_id']:x}"}
-            self.wanted["host", f"source.{export['name']}"] = ("host.source.role", args)
+            self.wanted["host", f"source.{export['name']}"] = ("host.source.role", export)
 
     def start(self, side: str, role: str) -> None:
         """A new incarnation, if one is wanted and none lives."""
@@ -261,7 +270,7 @@ class Run:
     def from_role(self, role: SimRole, process: Process, note: dict[str, Any]) -> None:
         if note["note"] == "want":
             for item in note["roles"]:
-                key = ("gadget", item["role"])
+                key = (process.side, item["role"])
                 if key not in self.wanted:
                     self.wanted[key] = (item["entry"], item["args"])
                     self._again(*key)
@@ -392,6 +401,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.session.role", "load", run.load),
         ("gadget.session.role", "save", run.save),
         ("gadget.session.role", "secrets", random),
+        ("gadget.session.role", "write_names", lambda root, devices: None),
         ("gadget.session.role", "ledger_of", run.ledger_of),
         ("gadget.session.operator", "load_wishes", lambda role: {}),
         (_GUSB, "ledger_of", run.ledger_of),
@@ -424,6 +434,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.session.role", "Uevents", ends.Uevents),
         ("host.session.role", "Hold", ends.Hold),
         ("host.session.role", "os", pids),
+        ("host.session.role", "load_served", lambda runtime, sources: Served(tuple(sources))),
         ("host.session.role", "load_ejection", lambda runtime: Ejection()),
         ("host.session.role", "boot_id", lambda: bytes(range(16))),
         ("host.source.role", "Arena", SimArena),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cli.holders import holders_of
+from gadget.session.holders import holders_of
 
 
 @pytest.fixture

@@ -37,6 +37,15 @@ class Played:
 
     def ready(self) -> None: ...
 
+    def on_watchdog(self, introduce: Any, note: Any) -> None:
+        self.introduce = introduce
+
+    def tell_watchdog(self, note: dict[str, Any]) -> None:
+        self.wanted = [role["role"] for role in note["roles"]]
+
+
+EXPORT = {"export_id": 1, "block_size": 512, "size_bytes": 1 << 20, "name": "disk", "path": "/x", "read_only": False}
+
 
 def link(state: str) -> dict[str, Any]:
     fields = {"bus": 1, "address": 2, "version": 0, "epoch": 0, "session_id": 0, "reason": "played"}
@@ -60,7 +69,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_an_answer_that_crosses_the_loss_of_the_device_does_not_displace_the_search(searches: list[object]) -> None:
     """Found by the simulator, seed 5299: nobody searched any more, and the I/O stayed parked for ever."""
     played = Played()
-    session = Session(played, [[1, 512, 1 << 20, "disk", False]], None)  # type: ignore[arg-type]
+    session = Session(played, [EXPORT], None)  # type: ignore[arg-type]
 
     def hears(note: dict[str, Any]) -> None:
         session._from_usb(Kind.NOTE, note)

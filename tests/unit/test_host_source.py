@@ -21,7 +21,7 @@ from host.source.core import Action, Complete, Job, SourceCore, Unmap
 from host.source.executor import Executor
 from host.source.file import open_path
 from host.source.latch import Latch
-from host.source.role import check
+from host.source.role import check, grown
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -353,6 +353,14 @@ def test_file_of_another_size_than_announced_is_refused(image: Path) -> None:
     os.truncate(image, SIZE - 1)
     with pytest.raises(Refused, match="has 262143 bytes, but 262144 were announced"):
         open_file(image, False)
+
+
+def test_a_file_that_has_grown_serves_on_what_was_announced_of_it_and_says_so(image: Path) -> None:
+    assert grown(str(image), SIZE) == 0
+    os.truncate(image, SIZE + 512)
+    open_file(image, False).source.close()
+    assert grown(str(image), SIZE) == SIZE + 512
+    assert grown("random:7?size=1M", SIZE) == 0
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:

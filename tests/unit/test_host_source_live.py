@@ -19,6 +19,7 @@ from bus.lane import LaneServer
 from bus.loop import Loop
 from bus.runtime import Runtime, Side, boottime_ns, read_record
 from common.wire import Op
+from host.source.identity import of_file
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -226,8 +227,8 @@ def test_failed_flush_stays_failed_when_the_source_is_killed_and_its_disk_is_wel
 
 
 def test_another_file_in_its_place_is_refused_by_the_successor(bench: Bench, usb: Usb) -> None:
-    status = bench.image.stat()
-    bench.identity = f"file {status.st_dev}:{status.st_ino}"
+    with bench.image.open("rb") as image:
+        bench.identity = of_file(image.fileno())
     first = bench.start_source()
     usb.until(lambda: usb.hellos, "HELLO")
     first.kill()

@@ -83,6 +83,7 @@ def test_the_version_is_the_projects() -> None:
         "usr/lib/systemd/system/replug-gadget.service",
         "usr/lib/systemd/system/replug-host@.service",
         "usr/lib/udev/rules.d/70-replug.rules",
+        "usr/lib/udev/rules.d/71-replug-gadget.rules",
         "usr/share/bash-completion/completions/replug",
         "usr/share/man/man1/replug.1.gz",
         "usr/share/doc/replug/tutorial/first-disk.md",

@@ -102,7 +102,7 @@ def test_what_cannot_be_said_cannot_be_made(export: Callable[[], object], why: s
 
 def test_an_unknown_flag_is_refused_not_ignored() -> None:
     data = bytearray(ConfigV1(1, bytes(16), (EXPORT,)).encode())
-    data[32 + 16] |= 32
+    data[32 + 16] |= 0x80
     with pytest.raises(WireError, match="not all known"):
         ConfigV1.decode(bytes(data))
 

@@ -70,6 +70,7 @@ EXPORT: Fields = {
     ),
     "needs_operator?": ("boolean", "it waits for `replug export resume` or `fail`: the reason says why (gadget side)"),
     "limit_s?": ("number", "parked for so many seconds, it fails (gadget side); 0: it waits without a limit"),
+    "grown_to_bytes?": ("integer", "host side: the size of a file that is larger than what is served of it; else 0"),
     "in_flight?": ("integer", "I/Os taken and not yet ended"),
     "oldest_ms?": ("integer", "for how long the oldest of them waits (gadget side); 0: none does"),
     "read_iops?": ("number", "reads a second, over the last whole second"),

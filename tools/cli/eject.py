@@ -25,14 +25,7 @@ def eject(instance: str, names: list[str]) -> int:
     runtime = Runtime(Side.HOST, check_name(instance, "instance name"))
     if not exists(runtime):
         raise Refused(f"host eject: no host side runs here as instance {instance!r}: nothing to do", Exit.DOWN)
-    ejected: list[str] = _await("the session", lambda: _asked(runtime, "session", "eject", {"names": names}))
-    _await("the gadget to stop sending", lambda: _told(runtime))
-    for name in ejected:
-        _await(f"{name}: the last I/O of its source to end", lambda name=name: _idle(runtime, name))  # type: ignore[misc]
-        _flush(runtime, name)
-    _await("the session", lambda: _asked(runtime, "session", "flushed", {"names": ejected}))
-    _await("the gadget to hear that all is flushed", lambda: _told(runtime))
-    for name in ejected:
+    for name in settle(runtime, names):
         say(f"{name}: ejected, everything acknowledged is on stable storage")
     served = [export for export in _session(runtime)["exports"] if not export["reason"].startswith("ejected")]
     if served:
@@ -40,6 +33,18 @@ def eject(instance: str, names: list[str]) -> int:
     else:
         say("it is safe to unplug the gadget or to power this machine off")
     return Exit.DONE
+
+
+def settle(runtime: Runtime, names: list[str]) -> list[str]:
+    """Have these exports (none: all) ejected and flushed, and the gadget know it. Returns their names."""
+    ejected: list[str] = _await("the session", lambda: _asked(runtime, "session", "eject", {"names": names}))
+    _await("the gadget to stop sending", lambda: _told(runtime))
+    for name in ejected:
+        _await(f"{name}: the last I/O of its source to end", lambda name=name: _idle(runtime, name))  # type: ignore[misc]
+        _flush(runtime, name)
+    _await("the session", lambda: _asked(runtime, "session", "flushed", {"names": ejected}))
+    _await("the gadget to hear that all is flushed", lambda: _told(runtime))
+    return ejected
 
 
 def _asked(runtime: Runtime, role: str, method: str, arguments: dict[str, Any] | None = None) -> Any:

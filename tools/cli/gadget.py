@@ -9,10 +9,10 @@ from typing import Any
 from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Refused
+from gadget.session.holders import holders_of
 from tools.cli import checks
 from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.devices import devices, remove_forgotten
-from tools.cli.holders import holders_of
 from tools.cli.side import adopt, bring_up, refuse_second, say, take_down
 from tools.supervise.launch import supervised
 from tools.supervise.plan import gadget_plan

@@ -12,10 +12,12 @@ from bus.runtime import Runtime, Side, check_name
 from common import limits
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_ms, show_size
+from host.session.served import served_path
 from tools.cli.claim import bringing_up, clear_stale
 from tools.cli.side import adopt, bring_up, processes, refuse_second, say, take_down
 from tools.cli.sources import Source, look_at
 from tools.supervise.launch import all_living, await_deaths, kill, supervised
+from tools.supervise.memory import memory_path
 from tools.supervise.plan import host_plan
 
 _LOOK_S = 1.0  # each look is two calls, which cost a slow machine more than they tell
@@ -93,8 +95,11 @@ def _start(wish: Wish, how: How) -> Served:
             return Served(wish, runtime, None, [], News(runtime))
         refuse_second(runtime, "host serve")
         _end_orphans(runtime)
+        # The set of before, with what was added to it, ended with its processes.
+        for path in (memory_path(runtime), served_path(runtime)):
+            path.unlink(missing_ok=True)
         sources = look_at(wish.sources, wish.block_size, wish.read_only)
-        session_args = {"gadget": wish.gadget, "exports": [source.export() for source in sources]}
+        session_args = {"gadget": wish.gadget, "exports": [source.role_args() for source in sources]}
         spawner = bring_up(host_plan(wish.instance, [s.role_args() for s in sources], session_args), runtime)
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # it is up: from here on they are waited for
     return Served(wish, runtime, spawner, sources, News(runtime))

@@ -9,6 +9,7 @@ from typing import Any
 
 from bus.runtime import Runtime, living, recorded_roles
 from common.errors import Exit, Gone, Refused, ReplugError
+from common.units import show_size
 from tools.cli.document import EXPORT_NAMES, LINK_NAMES, VERSION
 from tools.cli.where import exists, meant, supervised
 
@@ -73,6 +74,9 @@ def _export(export: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
     counted = {name: own[name] for name in EXPORT_NAMES if name in own and name not in export}
     if own.get("state") == "failed":  # a source that can write no more says it itself
         counted |= {"state": "failed", "reason": own.get("reason", "")}
+    elif own.get("grown_to_bytes") and not export.get("reason"):
+        size = show_size(int(own["grown_to_bytes"]))
+        counted["reason"] = f"its file has grown to {size}: what was announced is served, a new `host serve` offers all"
     return {name: value for name, value in {**export, **counted}.items() if name in EXPORT_NAMES}
 
 

@@ -81,12 +81,18 @@ def grammar() -> argparse.ArgumentParser:
     down.set_defaults(run=_gadget_down_run)
 
     host = commands.add_parser("host", help="the side that holds the bytes")
-    actions = host.add_subparsers(dest="action", required=True, metavar="serve|eject|down")
+    actions = host.add_subparsers(dest="action", required=True, metavar="serve|add|remove|eject|down")
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
     down = actions.add_parser("down", parents=[common], help="end a `host serve`")
     down.add_argument("--config", metavar="F", help="end every instance that this file has a table for")
     _if_running(down)
     down.set_defaults(run=_host_down_run)
+    add = actions.add_parser("add", parents=[common], help="serve more, beside what is served")
+    _sources(add, "+")
+    add.set_defaults(run=_host_add_run)
+    remove = actions.add_parser("remove", parents=[common], help="flush an export and serve it no more")
+    remove.add_argument("name", nargs="+", metavar="NAME", help="of an export")
+    remove.set_defaults(run=_host_remove_run)
     eject = actions.add_parser("eject", parents=[common], help="flush, and say when it is safe to unplug or power off")
     eject.add_argument("name", nargs="*", metavar="NAME", help="of an export (default: all)")
     eject.set_defaults(run=_host_eject_run)
@@ -154,15 +160,19 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="F", help="TOML: [host] has these options as keys; [host.NAME] is one of several"
     )
-    forms = "a path, file:PATH?ro, http(s)://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; NAME=SOURCE names it"
-    parser.add_argument("source", nargs="*", metavar="SOURCE", help=forms)
-    parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
-    parser.add_argument("--read-only", action="store_true", help="writes are refused")
+    _sources(parser, "*")
     forms = "only this gadget: SERIAL, serial:SERIAL, id:VID:PID, or port:1-2.3 as in sysfs"
     parser.add_argument("--gadget", type=_gadget, metavar="GADGET", help=forms)
     parser.add_argument("--background", action="store_true", help="return when all is ready, and go on serving")
     _adopt(parser)
     parser.set_defaults(run=_host_serve_run)
+
+
+def _sources(parser: argparse.ArgumentParser, number: str) -> None:
+    forms = "a path, file:PATH?ro, http(s)://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; NAME=SOURCE names it"
+    parser.add_argument("source", nargs=number, metavar="SOURCE", help=forms)
+    parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
+    parser.add_argument("--read-only", action="store_true", help="writes are refused")
 
 
 def _adopt(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +277,18 @@ def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
     return host.down([o.instance for o in getattr(options, "several", [options])], options.if_running)
+
+
+def _host_add_run(options: argparse.Namespace) -> int:
+    from tools.cli import exports
+
+    return exports.add(options.instance, options.source, options.block_size, options.read_only)
+
+
+def _host_remove_run(options: argparse.Namespace) -> int:
+    from tools.cli import exports
+
+    return exports.remove(options.instance, options.name)
 
 
 def _host_eject_run(options: argparse.Namespace) -> int:

@@ -83,7 +83,7 @@ def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":
     memory = Memory.load(runtime)
     if memory.down:  # an interrupted `down`: what was still wanted then is wanted again
         replace(memory, down=False).save(runtime)
-    for role in (SPAWNER, WATCHDOG, *(spec.role for spec in plan.roles)):
+    for role in (SPAWNER, WATCHDOG, *(spec.role for spec in plan.roles), *plan.awaited):
         take_reason(runtime, role)
     spawner = launch(runtime)
     try:
@@ -124,12 +124,12 @@ def _look(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> tuple[str, s
         said = take_reason(runtime, WATCHDOG)
         return f"the watchdog ({said})" if said else "the watchdog", None
     waiting = []
-    for spec in plan.roles:
-        row = rows.get(spec.role, {})
+    for role in (*(spec.role for spec in plan.roles), *plan.awaited):
+        row = rows.get(role, {})
         if row.get("state") in ("failed", "stuck"):
-            return "", _without_exit(str(row.get("reason"))) or f"{spec.role} is {row['state']}"
+            return "", _without_exit(str(row.get("reason"))) or f"{role} is {row['state']}"
         if row.get("state") != "running":
-            waiting.append(f"{spec.role} ({row.get('reason') or row.get('state', 'unknown')})")
+            waiting.append(f"{role} ({row.get('reason') or row.get('state', 'unknown')})")
     return ", ".join(waiting), None
 
 

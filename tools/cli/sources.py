@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from bus.runtime import check_name
 from common import limits
 from common.errors import Exit, Refused
-from host.source.interface import Geometry
+from host.source.interface import Can, Geometry
 from host.source.inuse import refuse_in_use
 from host.source.opening import open_source
 from host.source.spec import WRAPPERS, Scheme, Spec, parse
@@ -38,17 +38,22 @@ class Source:
     size_bytes: int
     read_only: bool
     identity: str  # what was looked at: a successor of the source refuses anything else
+    discard: bool = False
+    write_zeroes: bool = False
+    physical_block: int = 0  # bytes; 0: not known
+    optimal_io: int = 0
 
     def role_args(self) -> dict[str, Any]:
         return asdict(self)
 
-    def export(self) -> dict[str, Any]:
-        """What the session is told of it."""
-        return {key: value for key, value in asdict(self).items() if key not in ("path", "identity")}
 
+def look_at(
+    arguments: Sequence[str], block_size: int | None, read_only: bool, present: Sequence[Source] = ()
+) -> list[Source]:
+    """The sources meant by the command line. Refused with one line for the first that cannot be served.
 
-def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -> list[Source]:
-    """The sources meant by the command line. Refused with one line for the first that cannot be served."""
+    `present`: those that a side serves already, whose names and ids are taken.
+    """
     if len(arguments) > limits.MAX_EXPORTS:
         raise Refused(f"{len(arguments)} sources: more than {limits.MAX_EXPORTS}: serve the rest as another --instance")
     if block_size is not None:
@@ -58,13 +63,28 @@ def look_at(arguments: Sequence[str], block_size: int | None, read_only: bool) -
         name, spec = _split(argument)
         if any(known.path == spec.text for known in sources):
             raise Refused(f"{argument}: given twice: serve it once")
-        geometry, identity, mode = _look(spec, read_only)
+        if known := next((known for known in present if known.path == spec.text), None):
+            raise Refused(f"{argument}: served already, as {known.name}: nothing to do", Exit.BUSY)
+        geometry, identity, can = _look(spec, read_only)
         size = block_size or (4096 if geometry.size_bytes % 4096 == 0 else max(512, geometry.block_size))
         _check_size(spec.text, geometry, size)
-        free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in sources})
-        # Options are not part of a file's id: read-only or not, it is the same disk.
-        export_id = _export_id(spec.body if spec.scheme is Scheme.FILE else spec.text, {s.export_id for s in sources})
-        sources.append(Source(free_name, spec.text, export_id, size, geometry.size_bytes, mode, identity))
+        free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in (*present, *sources)})
+        export_id = _export_id(identity, {s.export_id for s in (*present, *sources)})
+        sources.append(
+            Source(
+                free_name,
+                spec.text,
+                export_id,
+                size,
+                geometry.size_bytes,
+                Can.WRITE not in can,
+                identity,
+                Can.DISCARD in can,
+                Can.WRITE_ZEROES in can,
+                geometry.physical_block_size or 0,
+                geometry.optimal_io_bytes or 0,
+            )
+        )
     return sources
 
 
@@ -84,8 +104,8 @@ def _absolute(spec: Spec) -> Spec:
     return replace(spec, body=os.path.realpath(spec.body) if has_path else spec.body, over=over)
 
 
-def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, bool]:
-    """Geometry, identity and whether it is read-only, after making sure that it can be served."""
+def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, Can]:
+    """Geometry, identity and what it can, after making sure that it can be served."""
     leaf, leaf_read_only = spec, read_only or spec.option("ro") is not None
     while leaf.over is not None:
         leaf_read_only |= leaf.scheme is Scheme.OVERLAY or leaf.over.option("ro") is not None
@@ -97,7 +117,7 @@ def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, bool]:
     except OSError as error:
         raise Refused(f"{spec.text}: {error.strerror}: check its paths and their permissions") from None
     try:
-        return source.geometry, source.identity, source.read_only
+        return source.geometry, source.identity, source.can
     finally:
         source.close()
 
@@ -176,9 +196,13 @@ def _unique(name: str, taken: set[str]) -> str:
     return free
 
 
-def _export_id(real_path: str, taken: set[int]) -> int:
-    """Stable for a path: a host that comes back means the same disk. Never 0, never twice in one set."""
-    number = int.from_bytes(hashlib.sha256(os.fsencode(real_path)).digest()[:4], "big")
+def _export_id(identity: str, taken: set[int]) -> int:
+    """Stable for a disk, wherever its file lies: a host that comes back means the same one. Never 0, never twice.
+
+    Another file in its place gets another id, so that even a v0 gadget, which is told no identity, cannot take it for
+    the disk it knows.
+    """
+    number = int.from_bytes(hashlib.sha256(os.fsencode(identity)).digest()[:4], "big")
     while number in taken or not 0 < number < 1 << 32:
         number = (number + 1) % (1 << 32)
     return number

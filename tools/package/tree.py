@@ -67,7 +67,8 @@ def _integration(root: Path, openrc: bool) -> Iterator[Installed]:
 
     packaging = root / "packaging"
     yield Installed("usr/share/bash-completion/completions/replug", script(grammar()).encode())
-    yield _copied(packaging / "udev/70-replug.rules", "usr/lib/udev/rules.d/70-replug.rules")
+    for rules in ("70-replug.rules", "71-replug-gadget.rules"):
+        yield _copied(packaging / "udev" / rules, f"usr/lib/udev/rules.d/{rules}")
     for path in sorted((packaging / "dracut").rglob("*.sh")):
         yield _copied(path, f"usr/lib/dracut/modules.d/{path.relative_to(packaging / 'dracut')}")
     if openrc:

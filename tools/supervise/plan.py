@@ -16,7 +16,10 @@ from common import limits
 from common.errors import Refused
 
 WATCHDOG_ENTRY = "tools.supervise.watchdog"
-DYNAMIC_ENTRIES = {Side.GADGET: ("gadget.ublk.role",), Side.HOST: ()}  # imported before anybody wants them
+DYNAMIC_ENTRIES = {
+    Side.GADGET: ("gadget.ublk.role",),
+    Side.HOST: ("host.source.role",),
+}  # imported before anybody wants them
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ class SupervisionLimits:
 
 @dataclass(frozen=True)
 class Plan:
-    """`roles` are in start order; they are stopped by stop_stage."""
+    """`roles` are in start order; they are stopped by stop_stage. `awaited`: roles that its session wants at once."""
 
     side: Side
     instance: str
     roles: tuple[RoleSpec, ...]
     bounds: SupervisionLimits = SupervisionLimits()
     preload: tuple[str, ...] = ()
+    awaited: tuple[str, ...] = ()
 
     def save(self, runtime: Runtime) -> None:
         write_json(
@@ -102,11 +106,13 @@ def gadget_plan(instance: str, usb_args: Mapping[str, Any], session_args: Mappin
 
 
 def host_plan(instance: str, sources: list[dict[str, Any]], session_args: Mapping[str, Any]) -> Plan:
-    """usb, one source for each of `sources` (its arguments; `name` names the role), session."""
-    roles = [RoleSpec("usb", "host.usb.role", {})]
-    roles += [RoleSpec(f"source.{s['name']}", "host.source.role", s) for s in sources]
-    roles.append(RoleSpec("session", "host.session.role", dict(session_args)))
-    return Plan(Side.HOST, instance, tuple(roles))
+    """usb and session; the session wants one source for each of `sources` (its arguments; `name` names the role)."""
+    roles = (
+        RoleSpec("usb", "host.usb.role", {}),
+        RoleSpec("session", "host.session.role", dict(session_args)),
+    )
+    awaited = tuple(f"source.{s['name']}" for s in sources)
+    return Plan(Side.HOST, instance, roles, preload=DYNAMIC_ENTRIES[Side.HOST], awaited=awaited)
 
 
 def stop_stage(role: str) -> int:
