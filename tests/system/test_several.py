@@ -99,6 +99,7 @@ def test_gadgets_show_the_ids_and_serials_they_were_given(farm: Farm) -> None:
 def test_another_host_that_takes_any_gadget_gets_none_even_while_a_usb_is_replaced(farm: Farm) -> None:
     thief = replug("host", "serve", "--background", "--instance", "thief", str(farm.work / "thief.img"))
     assert thief.returncode == 0, thief.stderr
+    devices = {name: farm.device(name) for name in NAMES}
     try:
         held = "held by another replug: s0, s1, s2"
         wait_for("the thief to see that all are held", lambda: farm.host("thief")["link"].get("reason") == held, 0.3)
@@ -108,7 +109,7 @@ def test_another_host_that_takes_any_gadget_gets_none_even_while_a_usb_is_replac
                 assert record is not None
                 os.kill(record.pid, signal.SIGKILL)
             for name in NAMES:
-                fd = os.open(farm.device(name), os.O_RDONLY)
+                fd = os.open(devices[name], os.O_RDONLY)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 assert os.pread(fd, 65536, 65536) == farm.images[name][65536:131072]
                 os.close(fd)

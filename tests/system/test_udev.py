@@ -33,7 +33,8 @@ def udevd() -> Iterator[None]:
         source = DEBIAN / name
         shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copy(source, target)
     for library in DEBIAN.rglob("libkmod.so.2*"):
-        shutil.copy(library, "/usr/lib/x86_64-linux-gnu", follow_symlinks=False)
+        if not (Path("/usr/lib/x86_64-linux-gnu") / library.name).exists():
+            shutil.copy(library, "/usr/lib/x86_64-linux-gnu", follow_symlinks=False)
     shutil.copy(ROOT / "packaging/udev/70-replug.rules", "/lib/udev/rules.d")
     daemon = Path("/lib/systemd/systemd-udevd")
     if not daemon.exists():
