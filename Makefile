@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e systemd deb vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -55,12 +55,22 @@ e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
 	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
 
-systemd: setup ## our units under a real systemd, in a guest (minutes; not a part of test)
+system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb: minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
-		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_several.py
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb
+
+apk: setup ## an Alpine package with OpenRC scripts (unsigned), into dist/
+	@$(RUN) -m tools.package apk
+
+app: setup ## one executable file with everything but Python, into dist/
+	@$(RUN) -m tools.package app
 
 vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controller
 	@$(RUN) -m tools.vm shell

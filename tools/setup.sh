@@ -19,6 +19,7 @@ need python3-venv "$python" -c 'import venv, ensurepip'
 need qemu-system-x86 command -v qemu-system-x86_64
 need zstd command -v zstd
 need e2fsprogs command -v mkfs.ext4
+need xfsprogs command -v mkfs.xfs
 need fio command -v fio
 need tmux command -v tmux
 need procps command -v ps

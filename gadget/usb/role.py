@@ -206,6 +206,7 @@ class Usb:
             response = Response.decode(data)
             self._counts["responses"] += 1
             self._heard()
+            trace.point("usb.answer.arrived")
             self._do(self._core.answered(response))
         except WireError as error:
             self._counts["refused"] += 1

@@ -6,10 +6,11 @@ Nothing is opened: that is usb's. The netlink socket needs neither udevd nor roo
 import contextlib
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+from host.session.choice import Facts, chooser
 
 _SYSFS = Path("/sys/bus/usb/devices")
 _KERNEL_GROUP = 1  # uevents of the kernel itself; 2 is udevd's
@@ -27,17 +28,18 @@ class Gadget:
     address: int
     serial: str
     speed: str
+    place: str = field(default="", compare=False)  # its name in sysfs, which says the port
 
 
-def find(serial: str | None, root: Path = _SYSFS) -> list[Gadget]:
-    """All gadgets that are there, or the one with this serial number. A device that goes meanwhile is left out."""
-    found = set()
+def find(wanted: str | None, root: Path = _SYSFS) -> list[Gadget]:
+    """All gadgets that are there, or those that host.session.choice means. One that goes meanwhile is left out."""
+    found, chosen = set(), chooser(wanted)
     for interface in root.glob("*:*"):
         with contextlib.suppress(OSError, ValueError):
             if _kind(interface) == _KIND:
                 device = root / interface.name.partition(":")[0]
                 gadget = _gadget(device)
-                if serial is None or gadget.serial == serial:
+                if chosen(Facts(gadget.serial, *_ids(device), gadget.place)):
                     found.add(gadget)
     return sorted(found, key=lambda gadget: (gadget.bus, gadget.address))
 
@@ -56,7 +58,14 @@ def _gadget(device: Path) -> Gadget:
         int((device / "devnum").read_text()),
         _text(device / "serial"),
         _SPEEDS.get(speed, speed),
+        device.name,
     )
+
+
+def _ids(device: Path) -> tuple[int, int]:
+    """VID and PID; 0 where sysfs tells none."""
+    one, two = (int(_text(device / name) or "0", 16) for name in ("idVendor", "idProduct"))
+    return one, two
 
 
 def _text(path: Path) -> str:

@@ -18,10 +18,12 @@ from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
+from host.session.choice import chooser
 from host.session.core import Event, SessionCore, State, Step, Verdict
 from host.session.eject import Ejection, load_ejection, save_ejection
 from host.session.export import Export
 from host.session.finder import Gadget, Uevents, find
+from host.session.hold import Hold
 from host.session.served import Args, Served, load_served, save_served
 
 SOURCE_ENTRY = "host.source.role"
@@ -31,8 +33,8 @@ _ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BY
 class Session:
     """Handlers of the host's session role."""
 
-    def __init__(self, role: Role, sources: list[Args], serial: str | None) -> None:
-        self._role, self._serial = role, serial
+    def __init__(self, role: Role, sources: list[Args], wanted: str | None) -> None:
+        self._role, self._wanted = role, wanted
         self._served = load_served(role.runtime, sources)
         self._exports = self._served.exports
         self._announced_removed: tuple[Args, ...] = ()
@@ -48,6 +50,8 @@ class Session:
         role.method("sources", lambda arguments: [dict(args) for args in self._served.sources])
         role.on_watchdog(self._want_sources, lambda note: None)
         self._gadget: Gadget | None = None
+        self._hold = Hold()
+        self._refused: set[tuple[int, int]] = set()  # could not be attached since all were tried
         self._said_many = False
         self._reason = "no gadget seen yet"
         self._since = datetime.now(UTC)
@@ -137,16 +141,25 @@ class Session:
     def _search(self) -> None:
         if self._core.state is not State.SEARCHING or self._idle:
             return
-        gadgets = find(self._serial)
-        if not gadgets:
+        gadgets = find(self._wanted)
+        gadget = self._free(gadgets)
+        if gadget is None:
+            if gadgets:
+                self._reason = f"held by another replug: {_names(gadgets)}"
             self._again(limits.SEARCH_S, self._search)
             return
         if len(gadgets) > 1 and not self._said_many:
             self._said_many = True
-            known = ", ".join(gadget.serial or f"{gadget.bus}-{gadget.address}" for gadget in gadgets)
-            self._role.log.warning(f"{len(gadgets)} gadgets are here ({known}): choose one by its serial number")
-        self._gadget = gadgets[0]
+            self._role.log.warning(f"{len(gadgets)} gadgets are here ({_names(gadgets)}): choose one with --gadget")
+        self._gadget = gadget
         self._event(Event.FOUND)
+
+    def _free(self, gadgets: list[Gadget]) -> Gadget | None:
+        """One that no other replug holds; those that could not be attached come last, as others may have them."""
+        untried = [g for g in gadgets if (g.bus, g.address) not in self._refused]
+        if not untried:
+            self._refused.clear()
+        return next((g for g in untried or gadgets if self._hold.take(g)), None)
 
     def _attach(self) -> None:
         if self._gadget is not None:
@@ -182,12 +195,15 @@ class Session:
 
     def _link(self, note: dict[str, Any]) -> None:
         if note["state"] != "attached":
+            if self._core.state is State.ATTACHING and self._gadget is not None:
+                self._refused.add((self._gadget.bus, self._gadget.address))
             self._asked = None  # its answer may still come, and must not take the place of what is planned next
             self._event(Event.DETACHED, str(note["reason"]) if self._core.state is not State.SEARCHING else "")
             return
         here = int(note["bus"]), int(note["address"])
         if self._gadget is None or (self._gadget.bus, self._gadget.address) != here:
             self._gadget = next((g for g in find(None) if (g.bus, g.address) == here), Gadget(*here, "", ""))
+            self._hold.take(self._gadget)  # our predecessor's went with it
         session_id = int(note["session_id"])
         event = self._core.link(int(note["version"]), int(note["epoch"]), session_id)
         self._event(event, f"session {session_id:#018x} goes on" if event is Event.ATTACHED_ONLINE else "")
@@ -378,6 +394,10 @@ class Session:
         }
 
 
+def _names(gadgets: list[Gadget]) -> str:
+    return ", ".join(gadget.serial or gadget.place or f"{gadget.bus}-{gadget.address}" for gadget in gadgets)
+
+
 def removed(export: ExportV1) -> ExportV1:
     """`export` as it is announced once more, when it is served no longer."""
     return replace(export, flags=export.flags | ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED)
@@ -393,7 +413,8 @@ def start(role: Role) -> None:
         sources = list(role.args["exports"])
         for args in sources:
             Export.of(args)  # raises for what is none
-        serial = role.args.get("gadget")
-        Session(role, sources, None if serial is None else str(serial))
+        wanted = role.args.get("gadget")
+        chooser(wanted)  # ValueError for what means nothing
+        Session(role, sources, wanted)
     except (KeyError, TypeError, ValueError, WireError) as error:
         raise Refused(f"session: its arguments are not a host session's: {type(error).__name__}: {error}") from None

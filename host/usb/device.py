@@ -69,7 +69,7 @@ class Device:
         try:
             if not place.active:
                 self.usbfs.set_configuration(place.configuration)
-            self.usbfs.claim(self.interface)
+            self._claim()
             self.version = self._ask_version()
             if self.version == 1:
                 self.set_interface()
@@ -80,6 +80,15 @@ class Device:
         except BaseException:
             self.usbfs.close()
             raise
+
+    def _claim(self) -> None:
+        """Before anything that the device would notice: it may be at work for another program."""
+        try:
+            self.usbfs.claim(self.interface)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise OSError(errno.EBUSY, "another program holds its interface") from None
 
     def _ask_version(self) -> int:
         kind = CONTROL_TYPE_V1[ControlV1.HELLO]

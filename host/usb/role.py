@@ -166,6 +166,7 @@ class Usb:
     def message(self, data: bytes) -> None:
         """v0: a Request. WireError goes to the attachment, which ends."""
         self._heard()
+        trace.point("usb.request.arrived")
         self._do(self._core.received(data))
 
     def request(self, record: Record) -> int | None:

@@ -124,10 +124,10 @@ class At:
     def strike(self) -> None:
         """Returns when all has happened. RuntimeError if the stage is not reached."""
         if self.event is None:
-            self.stage.reach("kill")
+            _await_state(self.stage.reach("kill"), "dead")
             return
         pid = self.stage.reach("stop")
-        _await_stopped(pid)
+        _await_state(pid, "T")
         record = living(Runtime(self.stage.side), self.stage.role)
         try:
             if self._sleeps():
@@ -139,13 +139,22 @@ class At:
                 _go_on(pid)
 
 
-def _await_stopped(pid: int) -> None:
-    """It tells before it stops: woken in between, it would sleep for ever."""
+def _await_state(pid: int, state: str) -> None:
+    """A role tells before it stops or dies: woken too early it would sleep for ever, or be taken for its successor."""
     end = time.monotonic() + REACH_S
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+    while _state(pid) != state:
         if time.monotonic() > end:
-            raise RuntimeError(f"{pid}: told that it stops, and did not within {REACH_S:g} s")
+            raise RuntimeError(f"{pid}: is {_state(pid)}, not {state}, {REACH_S:g} s after it told of it")
         time.sleep(0.001)  # nothing announces it to one who is not its parent
+
+
+def _state(pid: int) -> str:
+    """Of proc_pid_stat(5); a zombie is dead."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "dead"
+    return "dead" if state in "ZX" else state
 
 
 def _go_on(pid: int) -> None:

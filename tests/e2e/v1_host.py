@@ -98,9 +98,19 @@ class V1Host(V0Host):
                 self._outgoing.get_nowait()
         self.device.set_interface()  # ends the write that is under way
         with self._writing:
+            await_event("the gadget to take CONFIG after its usb was replaced", self._announced)
+        self.resynced.set()
+
+    def _announced(self) -> bool:
+        """One attempt. A gadget whose usb is replaced once more in the middle of it stalls, as any host must expect."""
+        try:
             self.boundary()
             self.announce()
-        self.resynced.set()
+        except OSError:
+            if not self._running:
+                raise
+            return False
+        return True
 
     def _take(self, record: Record, data: bytes) -> None:
         start, size = record.lba * self.record.block_size, record.blocks * self.record.block_size

@@ -118,6 +118,12 @@ def start(living: Role) -> None:
 settle = role.settle
 
 
+def scan(runtime: Runtime, name: str, args: dict[str, Any]) -> None:
+    """The I/O of a look for partitions: it waits like any other. No disk of a test has one."""
+    wire.at(runtime)
+    Line("disk", int(args["ublk_id"])).call(int(BlockOp.READ), 0, 8, b"")
+
+
 def retire(runtime: Runtime, name: str, args: dict[str, Any]) -> None:
     wire.at(runtime)
     role.retire(runtime, name, args)

@@ -23,7 +23,14 @@ class Uevents:
         return bool(self._line.pushed())
 
 
-for name, value in (("find", find), ("Uevents", Uevents)):
+class Hold:
+    """host.session.hold.Hold: there is one host, and the machine's own USB devices are not to be touched."""
+
+    def take(self, gadget: Gadget) -> bool:
+        return True
+
+
+for name, value in (("find", find), ("Uevents", Uevents), ("Hold", Hold)):
     setattr(role, name, value)
 
 

@@ -355,6 +355,13 @@ def find(serial: str | None) -> list[Gadget]:
     return [Gadget(1, address, "sim", "high-speed")] if address else []
 
 
+class Hold:
+    """host.session.hold.Hold: there is one host."""
+
+    def take(self, gadget: Gadget) -> bool:
+        return True
+
+
 class Uevents:
     """host.session.finder.Uevents."""
 

@@ -432,6 +432,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.usb.device", "_describe", ends.describe),
         ("host.session.role", "find", ends.find),
         ("host.session.role", "Uevents", ends.Uevents),
+        ("host.session.role", "Hold", ends.Hold),
         ("host.session.role", "os", pids),
         ("host.session.role", "load_served", lambda runtime, sources: Served(tuple(sources))),
         ("host.session.role", "load_ejection", lambda runtime: Ejection()),

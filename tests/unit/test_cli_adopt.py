@@ -62,7 +62,7 @@ def test_down_if_running_leaves_what_a_dead_side_left(side: LiveSide, monkeypatc
     end(all_living(side.runtime))
     assert side.runtime.base is not None
     monkeypatch.setenv("REPLUG_RUNTIME", str(side.runtime.base))
-    assert host.down("t", if_running=True) == Exit.DONE
+    assert host.down(["t"], if_running=True) == Exit.DONE
     assert Plan.load(side.runtime).roles
     assert gadget.down("nobody", force=False, if_running=True) == Exit.DONE
 
@@ -80,7 +80,10 @@ def test_serve_in_the_background_returns_when_it_is_ready_and_says_how_to_end_it
         Exit.BUSY,
     )
     adopting = serves.start("--background", "--adopt")
-    assert adopting.communicate(timeout=60) == ("", "replug: host serves already\n")
+    assert adopting.communicate(timeout=60) == (
+        "",
+        "replug: host serves already\nreplug: 'replug host down' ends it\n",
+    )
     assert adopting.returncode == Exit.DONE
 
 

@@ -144,3 +144,60 @@ def test_the_line_of_a_key(keys: tuple[str, ...], line: int | None) -> None:
 @given(st.text(alphabet="ab=\"'[]{}#\\\n. ,", max_size=60))
 def test_the_scan_ends_on_any_text(text: str) -> None:
     line_of(text, ("no", "such"))
+
+
+# -- several instances -----------------------------------------------------------------------------------------------
+SEVERAL = """
+[host]
+read-only = true
+[host.one]
+source = "a.img"
+gadget = "S1"
+[host.two]
+source = ["b.img", "c.img"]
+gadget = "id:1d6b:0104"
+read-only = false
+"""
+
+
+def test_each_table_within_host_is_an_instance_with_what_host_says(file: Path) -> None:
+    file.write_text(SEVERAL)
+    several = host("--config", str(file)).several
+    assert [(o.instance, o.source, o.gadget, o.read_only) for o in several] == [
+        ("one", ["a.img"], "S1", True),
+        ("two", ["b.img", "c.img"], "id:1d6b:0104", False),
+    ]
+
+
+def test_one_of_several_is_chosen_by_its_name(file: Path) -> None:
+    file.write_text(SEVERAL)
+    options = host("--config", str(file), "--instance", "two")
+    assert (options.instance, options.source, len(options.several)) == ("two", ["b.img", "c.img"], 1)
+    assert main(["host", "serve", "--config", str(file), "--instance", "three"]) == Exit.BAD_INPUT
+
+
+def test_down_means_every_instance_of_the_file(file: Path) -> None:
+    file.write_text(SEVERAL)
+    options = parse(["host", "down", "--config", str(file)])
+    assert [o.instance for o in options.several] == ["one", "two"]
+
+
+def test_a_fault_within_an_instance_is_told_with_its_line(file: Path) -> None:
+    file.write_text('[host.one]\nsource = "a.img"\ngadgt = "S1"\n[host."a/b"]\nsource = "b.img"\ngadget = "port:x"\n')
+    first, *rest = read(str(file))[1]
+    assert first.startswith(f"{file}:3: gadgt: not an option of host serve")
+    assert [fault.partition(": ")[0] for fault in rest] == [f"{file}:4", f"{file}:6"]
+
+
+def test_an_instance_without_a_source_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('[host.one]\nsource = "a.img"\n[host.two]\ngadget = "S1"\n')
+    with pytest.raises(SystemExit):
+        host("--config", str(file))
+    assert "no SOURCE" in capsys.readouterr().err
+
+
+def test_several_gadget_sides_are_brought_up_one_by_one(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('[gadget.a]\nudc = "udc.0"\n[gadget.b]\nudc = "udc.1"\n')
+    assert main(["gadget", "up", "--config", str(file)]) == Exit.BAD_INPUT
+    assert "say which with --instance" in capsys.readouterr().err
+    assert parse(["gadget", "up", "--config", str(file), "--instance", "b"]).udc == "udc.1"

@@ -62,6 +62,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(module, "find", find)
     monkeypatch.setattr(module, "Uevents", lambda: SimpleNamespace(fd=None))
+    monkeypatch.setattr(module, "Hold", lambda: SimpleNamespace(take=lambda gadget: True))
     return searches
 
 
@@ -88,3 +89,57 @@ def test_an_answer_that_crosses_the_loss_of_the_device_does_not_displace_the_sea
     played.loop.every(0.02, lambda: played.loop.stop() if len(searches) > before else None)
     played.loop.after(5, lambda: played.loop.stop(1))
     assert played.loop.run() == 0, "nobody looks for the device"
+
+
+class Several:
+    """Three gadgets, of which other replugs hold some; a usb that cannot attach those in `closed`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, held: set[int], closed: set[int]) -> None:
+        gadgets = [Gadget(1, address, f"s{address}", "high") for address in (2, 3, 4)]
+        monkeypatch.setattr(module, "find", lambda wanted: gadgets)
+        monkeypatch.setattr(module, "Uevents", lambda: SimpleNamespace(fd=None))
+        monkeypatch.setattr(module, "Hold", lambda: SimpleNamespace(take=lambda gadget: gadget.address not in held))
+        monkeypatch.setattr(module.limits, "RETRY_S", 0.0)
+        monkeypatch.setattr(module.limits, "SEARCH_S", 0.0)
+        self.played, self.closed = Played(), closed
+        self.session = Session(self.played, [EXPORT], None)  # type: ignore[arg-type]
+        self.session._usb_arrived(1)
+        self.hears(link("detached"))
+
+    def hears(self, note: dict[str, Any]) -> None:
+        self.session._from_usb(Kind.NOTE, note)
+
+    def attempts(self, count: int) -> list[int]:
+        """Addresses of the first attempts to attach; each that is closed is refused by usb."""
+        tried: list[int] = []
+        for _ in range(10 * count):
+            attached = [note["address"] for note in self.played.told if note["note"] == "attach"]
+            if len(attached) > len(tried):
+                tried.append(attached[-1])
+                if len(tried) == count or tried[-1] not in self.closed:
+                    break
+                self.hears(link("detached"))
+            self.played.loop.after(0.001, self.played.loop.stop)
+            self.played.loop.run()
+            self.played.loop._code = None
+        return tried
+
+
+def test_a_gadget_that_another_replug_holds_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Several(monkeypatch, held={2}, closed=set()).attempts(1) == [3]
+
+
+def test_where_all_are_held_it_waits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Several(monkeypatch, held={2, 3, 4}, closed=set())
+    assert several.attempts(1) == []
+    assert several.session._status()["link"]["reason"] == "held by another replug: s2, s3, s4"
+
+
+def test_a_gadget_that_cannot_be_attached_does_not_keep_the_others_from_being_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Several(monkeypatch, held=set(), closed={2, 3}).attempts(3) == [2, 3, 4]
+
+
+def test_what_could_not_be_attached_is_tried_again_when_all_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Several(monkeypatch, held=set(), closed={2, 3, 4}).attempts(6) == [2, 3, 4, 2, 3, 4]

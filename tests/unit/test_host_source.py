@@ -192,6 +192,23 @@ def test_flush_of_a_file_succeeds(opened: Executor) -> None:
     assert opened.do(job(Op.FLUSH), memoryview(b"")) == 0
 
 
+def test_unflushed_bytes_are_those_of_writes_since_the_last_flush_that_succeeded(
+    opened: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = memoryview(bytearray(ARENA))
+    assert opened.do(job(Op.WRITE, 3, 2), arena) == opened.do(job(Op.READ, 3, 2), arena) == 0
+    assert opened.ledger.unflushed == 2 * BLOCK
+    assert opened.do(job(Op.FLUSH), arena) == 0 and opened.ledger.unflushed == 0
+    assert opened.do(replace(job(Op.WRITE), fua=True), arena) == 0 and opened.ledger.unflushed == 0
+    assert opened.do(job(Op.WRITE_ZEROES, 3), arena) == 0 and opened.ledger.unflushed == BLOCK
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    assert opened.do(job(Op.FLUSH), arena) == errno.EIO and opened.ledger.unflushed == BLOCK
+
+
 def test_discard_makes_a_hole_that_reads_as_zeroes_and_keeps_the_size(opened: Executor, image: Path) -> None:
     status = opened.do(job(Op.DISCARD, 4, 4), memoryview(b""))
     if status == errno.EOPNOTSUPP:

@@ -238,3 +238,25 @@ def test_another_file_in_its_place_is_refused_by_the_successor(bench: Bench, usb
     other.replace(bench.image)
     assert bench.start_source().wait(20) == 20
     assert bench.runtime.reason_path("source.disk").read_text().endswith(": serve it anew, as another disk")
+
+
+def status(bench: Bench) -> dict[str, object]:
+    return dict(ask(bench.runtime, "source.disk", "status"))
+
+
+def test_bytes_not_flushed_are_known_to_the_successor_of_a_killed_source_and_gone_after_a_flush(
+    bench: Bench, usb: Usb
+) -> None:
+    first = bench.start_source()
+    usb.until(lambda: usb.hellos, "HELLO")
+    usb.ask([1, Op.WRITE, 0, 5, 2, 0], [2, Op.READ, 0, 9, 1, 0])
+    usb.until(lambda: len(usb.completed) == 2, "both completions")
+    assert status(bench)["unflushed_bytes"] == 2 * BLOCK
+    first.kill()
+    first.wait()
+    bench.start_source()
+    usb.until(lambda: len(usb.hellos) == 2, "HELLO of the successor")
+    assert status(bench)["unflushed_bytes"] == 2 * BLOCK
+    asked = ask(bench.runtime, "source.disk", "flush")
+    usb.until(lambda: status(bench)["flushed"] == asked["asked"], "the flush that a command asked for")
+    assert status(bench)["unflushed_bytes"] == 0 and status(bench)["generation"] == asked["generation"]

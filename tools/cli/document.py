@@ -9,7 +9,7 @@ from typing import Any
 VERSION = 1
 STATES = ("healthy", "degraded", "down")
 LINK_STATES = ("online", "parked", "absent")
-PROCESS_STATES = ("running", "starting", "stuck", "failed", "gone")
+PROCESS_STATES = ("running", "starting", "stopping", "stuck", "failed", "gone")
 EXPORT_STATES = ("live", "parked", "recovering", "failed")
 
 # name, with a ? if it may be missing: (JSON type, or the choices, or a table, or a list of one of these; what it means)
@@ -40,7 +40,11 @@ PROCESS: Fields = {
     "role": ("string", "its name, as commands take it"),
     "pid": ("integer|null", "null: there is no process at present"),
     "generation": ("integer", "grows with each successor: CLOCK_BOOTTIME at its fork, in ns; 0: none"),
-    "state": (PROCESS_STATES, "stuck: killed, but the kernel does not let it die; failed: not started again"),
+    "state": (
+        PROCESS_STATES,
+        "stopping: asked to end, or what it left is taken away; "
+        "stuck: killed, but the kernel does not let it die; failed: not started again",
+    ),
     "since": ("string", "running: when it was forked; else since when it is in this state; empty: nobody knows"),
     "restarts": ("integer", "successors since the side came up"),
     "last_exit": ("string", "how the predecessor ended; empty: there was none"),

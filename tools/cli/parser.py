@@ -33,14 +33,34 @@ def parse(argv: list[str]) -> argparse.Namespace:
         return argparse.Namespace(run=_delegate, command=argv[0], arguments=argv[1:], debug=False)
     options = grammar().parse_args(argv)
     if getattr(options, "config", None) is not None:
-        from tools.config.file import defaults
-
-        parser = grammar()
-        leaf(parser, options.command, options.action).set_defaults(**defaults(options.config, options.command))
-        options = parser.parse_args(argv)  # again: what the command line says wins over the file
-    if getattr(options, "source", None) == []:
-        leaf(grammar(), "host", "serve").error("no SOURCE: give a disk image or block device, or `source` in --config")
+        options = _configured(argv, options)
+    for each in getattr(options, "several", [options]):
+        if getattr(each, "source", None) == []:
+            cure = "give a disk image or block device, or `source` in --config"
+            leaf(grammar(), "host", "serve").error(f"no SOURCE: {cure}")
     return options
+
+
+def _configured(argv: list[str], options: argparse.Namespace) -> argparse.Namespace:
+    """With what the file says as defaults. `several`: one for each table [host.NAME], if none of them was named."""
+    from tools.config.file import defaults, instances
+
+    side, names = options.command, instances(options.config, options.command)
+    if not names or options.instance != "default":
+        wanted = [options.instance]
+    elif side == "host":
+        wanted = names
+    else:
+        raise Refused(f"{options.config}: several gadget sides, {', '.join(names)}: say which with --instance")
+    several = []
+    for name in wanted:
+        parser = grammar()
+        if options.action != "down":
+            leaf(parser, options.command, options.action).set_defaults(**defaults(options.config, side, name))
+        several.append(parser.parse_args(argv))  # again: what the command line says wins over the file
+        several[-1].instance = name
+    several[0].several = several
+    return several[0]
 
 
 def grammar() -> argparse.ArgumentParser:
@@ -64,6 +84,7 @@ def grammar() -> argparse.ArgumentParser:
     actions = host.add_subparsers(dest="action", required=True, metavar="serve|add|remove|eject|down")
     _host_serve(actions.add_parser("serve", parents=[common], help="serve until Ctrl-C"))
     down = actions.add_parser("down", parents=[common], help="end a `host serve`")
+    down.add_argument("--config", metavar="F", help="end every instance that this file has a table for")
     _if_running(down)
     down.set_defaults(run=_host_down_run)
     add = actions.add_parser("add", parents=[common], help="serve more, beside what is served")
@@ -136,9 +157,12 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _host_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="F", help="TOML: the table [host] has these options as keys, and `source`")
+    parser.add_argument(
+        "--config", metavar="F", help="TOML: [host] has these options as keys; [host.NAME] is one of several"
+    )
     _sources(parser, "*")
-    parser.add_argument("--gadget", metavar="SERIAL", help="only this gadget")
+    forms = "only this gadget: SERIAL, serial:SERIAL, id:VID:PID, or port:1-2.3 as in sysfs"
+    parser.add_argument("--gadget", type=_gadget, metavar="GADGET", help=forms)
     parser.add_argument("--background", action="store_true", help="return when all is ready, and go on serving")
     _adopt(parser)
     parser.set_defaults(run=_host_serve_run)
@@ -193,6 +217,16 @@ def _usb_id(text: str) -> int:
     return int(text, 16)
 
 
+def _gadget(text: str) -> str:
+    from host.session.choice import chooser
+
+    try:
+        chooser(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def _time(text: str) -> float:
     try:
         return parse_time(text)
@@ -232,14 +266,17 @@ def _gadget_down_run(options: argparse.Namespace) -> int:
 def _host_serve_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
-    how = host.How(options.background, options.adopt)
-    return host.serve(options.instance, options.source, options.block_size, options.read_only, options.gadget, how)
+    wishes = [
+        host.Wish(o.instance, tuple(o.source), o.block_size, o.read_only, o.gadget)
+        for o in getattr(options, "several", [options])
+    ]
+    return host.serve(wishes, host.How(options.background, options.adopt))
 
 
 def _host_down_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
-    return host.down(options.instance, options.if_running)
+    return host.down([o.instance for o in getattr(options, "several", [options])], options.if_running)
 
 
 def _host_add_run(options: argparse.Namespace) -> int:

@@ -173,7 +173,10 @@ def _ask_down(runtime: Runtime) -> "Popen[bytes] | None":
             return None
         except Gone:
             if not supervised(runtime) and living(runtime, TWIN) is None:
-                return _launch_for_down(runtime)  # it has died meanwhile: no watchdog will come
+                try:
+                    return _launch_for_down(runtime)  # it has died meanwhile: no watchdog will come
+                except FileNotFoundError:
+                    return None  # it had heard, and has just gone
             if time.monotonic() > deadline:
                 replace(Memory.load(runtime), down=True).save(runtime)  # also for a twin that outlives this
                 kill(all_living(runtime))

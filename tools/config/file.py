@@ -1,5 +1,7 @@
 """A configuration file: the table [gadget] holds options of `gadget up`, [host] those of `host serve`.
 
+A table in one of these, [host.board1], is an instance of that name: what it does not say its parent says for it.
+
 Keys, types and limits are the parser's own: an option is a key by the same name, without the dashes. Used by the
 parser (--config) and by `replug config check`. Every fault is told with file, line and key.
 """
@@ -10,6 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from bus.runtime import check_name
 from common.errors import Exit, Refused
 from tools.config.lines import line_of
 
@@ -25,12 +28,21 @@ def options_of(side: str) -> dict[str, argparse.Action]:
     return {a.dest.replace("_", "-"): a for a in actions if a.dest not in _NOT_KEYS}
 
 
-def defaults(path: str, side: str) -> dict[str, Any]:
-    """What the file says for one side, by the parser's names. Refused with the first fault of the whole file."""
+def defaults(path: str, side: str, instance: str = "default") -> dict[str, Any]:
+    """What the file says for an instance, by the parser's names. Refused with the first fault of the whole file."""
+    names = instances(path, side)
+    if names and instance not in names:
+        raise Refused(f"{path}: no table [{side}.{instance}]: there are {', '.join(names)}")
+    values = read(path)[0]
+    return values[side] | values.get(f"{side}.{instance}", {})
+
+
+def instances(path: str, side: str) -> list[str]:
+    """Names of the instances of a side, in the order of the file; none if it has no tables for them."""
     values, faults = read(path)
     if faults:
         raise Refused(faults[0])
-    return values[side]
+    return [table.partition(".")[2] for table in values if table.startswith(f"{side}.")]
 
 
 def check(paths: list[str]) -> int:
@@ -61,16 +73,32 @@ def read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
         elif not isinstance(table, dict):
             faults.append(f"{at}: {side}: not a table: write it as [{side}]")
         else:
-            faults += _read_table(path, text, side, table, values[side])
+            faults += _read_side(path, text, side, table, values)
     return values, faults
 
 
-def _read_table(path: str, text: str, side: str, table: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    known, faults = options_of(side), []
+def _read_side(path: str, text: str, side: str, table: dict[str, Any], values: dict[str, dict[str, Any]]) -> list[str]:
+    known = options_of(side)
+    own = {key: value for key, value in table.items() if key in known or not isinstance(value, dict)}
+    faults = _read_table(path, text, (side,), own, values[side])
+    for name, instance in table.items():
+        if name not in own:
+            try:
+                check_name(name, "instance name")
+            except Refused as error:
+                faults.append(f"{_place(path, text, (side, name))}: {error}")
+            faults += _read_table(path, text, (side, name), instance, values.setdefault(f"{side}.{name}", {}))
+    return faults
+
+
+def _read_table(
+    path: str, text: str, keys: tuple[str, ...], table: dict[str, Any], values: dict[str, Any]
+) -> list[str]:
+    known, faults = options_of(keys[0]), []
     for key, value in table.items():
-        at = f"{_place(path, text, (side, key))}: {key}"
+        at = f"{_place(path, text, (*keys, key))}: {key}"
         if key not in known:
-            faults.append(f"{at}: not an option of {' '.join(COMMANDS[side])}: the keys are {', '.join(known)}")
+            faults.append(f"{at}: not an option of {' '.join(COMMANDS[keys[0]])}: the keys are {', '.join(known)}")
             continue
         try:
             values[known[key].dest] = _value(known[key], value)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import tools
 from common.errors import Exit, Refused
 from tools.demo import image
 
@@ -84,7 +85,8 @@ def show(direct: bool, timeout_s: int) -> int:
 
 
 def _command(work: Path, direct: bool, timeout_s: int) -> list[str]:
-    inside = [sys.executable, "-m", "tools.demo.inside", str(work)]
+    root = Path(tools.__file__).parents[1]  # an installed replug's modules lie where nobody else finds them
+    inside = ["/usr/bin/env", f"PYTHONPATH={root}", sys.executable, "-m", "tools.demo.inside", str(work)]
     if direct:
         return inside
     guest = [sys.executable, "-m", "tools.vm", "run", "--timeout", str(timeout_s), "--share", str(work)]

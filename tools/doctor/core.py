@@ -203,7 +203,7 @@ def _usb_nodes(facts: Facts) -> _Row:
         cure = "plug something in; in a container: pass /dev/bus/usb on"
         return "/dev/bus/usb", Level.WARN, "no USB devices", cure
     if facts.usb_nodes_denied:
-        cure = 'a udev rule for the gadget (TAG+="uaccess"), or run it with sudo'
+        cure = "a udev rule for the gadget (packaging/udev/70-replug.rules) and the group plugdev, or run it with sudo"
         text = f"{facts.usb_nodes_denied} of {facts.usb_nodes} devices are not ours to write to"
         return "/dev/bus/usb", Level.WARN, text, cure
     return "/dev/bus/usb", Level.OK, f"{facts.usb_nodes} devices, all ours to use", ""

@@ -1,1 +1,1 @@
-"""Packages of replug, made from the source tree: `python -m tools.package deb` (`make deb`)."""
+"""Packages of replug, made from the source tree: `python -m tools.package deb|apk|app` (`make deb`, `apk`, `app`)."""

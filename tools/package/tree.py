@@ -15,11 +15,14 @@ LIBRARY = "usr/lib/replug"
 _SUFFIXES = (".py", ".sh")
 PROGRAM = """\
 #!/usr/bin/python3 -P
-# The replug command: its modules lie in ../lib/replug, for nobody else to import.
+# The replug command: its modules lie in ../lib/replug, for nobody else to import but our own child processes.
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib/replug"))
+library = str(Path(__file__).resolve().parents[1] / "lib/replug")
+sys.path.insert(0, library)
+os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from tools.cli import main
 

@@ -1,7 +1,7 @@
 """Disposable processes of a role: a function of its entry module that may block, run beside it (queue limits, say).
 
 A job has no name to own and no successor: it ends, and the role's present incarnation is told how. Asked for twice
-while it runs, it runs once. Called by tools.supervise.watchdog.
+while it runs, it runs once; it may be done twice all the same, if its spawner dies. Called by tools.supervise.watchdog.
 """
 
 import itertools
@@ -75,10 +75,16 @@ class Jobs:
         """`reason(name)` reads what the job left under `reason_name`. False if it was none of ours."""
         for key, job in list(self._jobs.items()):
             if job.pid == pid:
+                said = reason(reason_name(job.spec.role, job.function))
+                if status is None and said is None:
+                    # Its spawner died first, so nobody can tell how it ended; perhaps well. A role must not fail for a
+                    # spawner's death, and a job may be done twice.
+                    job.pid, job.serial = None, next(self._serials)
+                    self._order(job)
+                    return True
                 del self._jobs[key]
                 clean = status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-                text = describe_exit(status, reason(reason_name(job.spec.role, job.function)))
-                self._done(job, clean, "" if clean else text)
+                self._done(job, clean, "" if clean else describe_exit(status, said))
                 return True
         return False
 

@@ -27,7 +27,7 @@ from common.errors import Exit, Refused
 META_PACKAGE = "linux-image-6.12-amd64"
 """Debian's meta package for the newest 6.12 kernel: 6.1 has no ublk, the cloud flavour no USB."""
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the layout of a cache entry or the list of modules changes: older entries are left alone."""
 
 MODULES = (
@@ -37,7 +37,7 @@ MODULES = (
     "ublk_drv", "configfs", "udc_core", "libcomposite", "usb_f_fs", "usb_f_mass_storage", "dummy_hcd",
     "usbmon", "usb_storage", "sd_mod", "nbd", "null_blk",
     # what users put on the disk; ext4 asks for crc32c by name at mount time, not as a dependency
-    "crc32c_generic", "crc32c_intel", "ext4", "vfat", "nls_cp437", "nls_ascii", "loop", "dm_mod",
+    "crc32c_generic", "crc32c_intel", "ext4", "xfs", "vfat", "nls_cp437", "nls_ascii", "loop", "dm_mod",
 )  # fmt: skip
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

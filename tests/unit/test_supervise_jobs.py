@@ -1,0 +1,76 @@
+"""Jobs of roles: ordered, told how they ended, and done again when nobody can tell."""
+
+from dataclasses import dataclass, field
+
+from tools.supervise.jobs import Job, Jobs
+from tools.supervise.plan import RoleSpec
+
+SPEC = RoleSpec("queue.a", "gadget.ublk.role")
+EXIT_0, EXIT_20, KILLED = 0, 20 << 8, 9
+
+
+@dataclass
+class Bench:
+    ordered: list[int] = field(default_factory=list)
+    told: list[tuple[str, bool, str]] = field(default_factory=list)
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self.jobs = Jobs(self._order, self._done, lambda pid: None)
+
+    def _order(self, job: Job) -> None:
+        self.ordered.append(job.serial)
+
+    def _done(self, job: Job, ok: bool, reason: str) -> None:
+        self.told.append((job.function, ok, reason))
+
+    def run(self, pid: int, status: int | None) -> bool:
+        """The last one ordered is born and ends."""
+        self.jobs.spawned(self.ordered[-1], pid)
+        return self.jobs.died(pid, status, lambda name: self.reason)
+
+
+def test_role_is_told_that_its_job_ended_well() -> None:
+    bench = Bench()
+    bench.jobs.ask(SPEC, "settle")
+    assert bench.run(7, EXIT_0)
+    assert bench.told == [("settle", True, "")]
+
+
+def test_role_is_told_why_its_job_failed() -> None:
+    bench = Bench(reason="settle: OSError: no such disk")
+    bench.jobs.ask(SPEC, "settle")
+    bench.run(7, EXIT_20)
+    assert bench.told == [("settle", False, "exit 20: settle: OSError: no such disk")]
+
+
+def test_job_that_was_killed_has_failed() -> None:
+    bench = Bench()
+    bench.jobs.ask(SPEC, "settle")
+    bench.run(7, KILLED)
+    assert bench.told == [("settle", False, "killed by signal 9")]
+
+
+def test_job_whose_spawner_died_before_it_is_done_again_and_its_role_hears_only_the_second_end() -> None:
+    bench = Bench()
+    bench.jobs.ask(SPEC, "settle")
+    assert bench.run(7, None)
+    assert (bench.told, len(set(bench.ordered))) == ([], 2), "ordered anew, under another serial"
+    assert bench.run(8, EXIT_0)
+    assert bench.told == [("settle", True, "")]
+
+
+def test_job_that_left_a_reason_has_failed_though_its_spawner_is_dead() -> None:
+    bench = Bench(reason="settle: OSError: no such disk")
+    bench.jobs.ask(SPEC, "settle")
+    bench.run(7, None)
+    [(_, ok, reason)] = bench.told
+    assert not ok and reason.endswith("no such disk")
+
+
+def test_job_that_is_ordered_when_no_spawner_is_there_is_ordered_again_by_the_next() -> None:
+    bench = Bench()
+    bench.jobs.ask(SPEC, "settle")
+    bench.run(7, None)
+    bench.jobs.order_again()
+    assert bench.ordered[-1] == bench.ordered[-2]
