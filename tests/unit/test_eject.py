@@ -105,6 +105,11 @@ def test_the_gadget_says_that_the_host_has_ejected_it() -> None:
 
 
 # -- the host --------------------------------------------------------------------------------------------------------
+def source(export_id: int, block_size: int, size_bytes: int, name: str, read_only: bool) -> dict[str, Any]:
+    fields = {"export_id": export_id, "block_size": block_size, "size_bytes": size_bytes}
+    return {**fields, "name": name, "path": f"/{name}", "read_only": read_only}
+
+
 class Bench:
     """A session role, and the usb and gadget that the test plays for it."""
 
@@ -112,7 +117,7 @@ class Bench:
         self.played, self.version = Played(), version
         self.played.runtime = runtime
         exports = [[0xA, 4096, 1 << 20, "a", False], [0xB, 4096, 1 << 20, "b", False]]
-        self.session = Session(self.played, exports, None)  # type: ignore[arg-type]
+        self.session = Session(self.played, [source(*export) for export in exports], None)  # type: ignore[arg-type]
         self.session._usb_arrived(1)
 
     def call(self, name: str, **arguments: Any) -> Any:

@@ -102,7 +102,7 @@ class Several:
         monkeypatch.setattr(module.limits, "RETRY_S", 0.0)
         monkeypatch.setattr(module.limits, "SEARCH_S", 0.0)
         self.played, self.closed = Played(), closed
-        self.session = Session(self.played, [[1, 512, 1 << 20, "disk", False]], None)  # type: ignore[arg-type]
+        self.session = Session(self.played, [EXPORT], None)  # type: ignore[arg-type]
         self.session._usb_arrived(1)
         self.hears(link("detached"))
 
