@@ -35,7 +35,7 @@ lint: setup ## ruff, mypy --strict, and the import layers
 
 unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
-	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos
+	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz
 
 sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
 	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from common import limits
-from common.errors import Gone, Refused
+from common.errors import MALFORMED, Gone, Refused
 
 
 class Side(StrEnum):
@@ -147,7 +147,7 @@ def read_record(runtime: Runtime, role: str) -> ProcessRecord | None:
     try:
         fields = json.loads(runtime.record_path(role).read_text())
         return ProcessRecord(str(fields["role"]), *(int(fields[k]) for k in ("pid", "start_ticks", "generation")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return None
 
 

@@ -4,6 +4,7 @@ Raised everywhere, caught at the edges: role shells (crash-only exit), the comma
 """
 
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -47,3 +48,7 @@ class Gone(ReplugError):
 
 class Illegal(ReplugError):
     """An event that the core's table does not have in this state: a bug of ours. It changed nothing."""
+
+
+MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What a reader of foreign JSON or msgpack may meet: another type than it hoped for, infinity, a nest without end."""

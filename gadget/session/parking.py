@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from common.errors import WireError
+from common.errors import MALFORMED, WireError
 from common.ledger import NO_BOOT, Ledger
 from common.units import show_size
 from common.wire_v1 import ConfigV1, ExportFlag, ExportV1
@@ -95,7 +95,7 @@ def decode(data: bytes) -> dict[int, Wish]:
         if fields["version"] != VERSION:
             raise WireError(f"parking file is of version {fields['version']}, not {VERSION}")
         return {int(export_id, 16): _wish(**wish) for export_id, wish in fields["exports"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except MALFORMED as error:
         raise WireError(f"parking file is not ours or torn: {type(error).__name__}: {error}") from None
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import WireError
+from common.errors import MALFORMED, WireError
 from common.wire import ConfigExports, ExportRecord
 
 VERSION = 1
@@ -71,7 +71,7 @@ class State:
             if not 0 < session_id < 1 << 64:
                 raise WireError("state file has no session id")
             return State(session_id, devices, tuple(int(n) for n in fields["configured"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except MALFORMED as error:
             raise WireError(f"state file is not ours or torn: {type(error).__name__}: {error}") from None
 
 

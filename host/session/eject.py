@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bus.runtime import Runtime
+from common.errors import MALFORMED
 from common.wire_v1 import ExportFlag, ExportV1
 
 
@@ -54,7 +55,7 @@ def load_ejection(runtime: Runtime) -> Ejection:
         fields: dict[str, Any] = json.loads(_path(runtime).read_bytes())
         ejected = frozenset(int(n) for n in fields["ejected"])
         return Ejection(ejected, ejected & {int(n) for n in fields["flushed"]})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return Ejection()
 
 

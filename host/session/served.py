@@ -14,7 +14,7 @@ from typing import Any
 
 from bus.runtime import Runtime
 from common import limits
-from common.errors import Exit, Refused, WireError
+from common.errors import MALFORMED, Exit, Refused, WireError
 from host.session.export import Export
 
 Args = Mapping[str, Any]
@@ -76,7 +76,7 @@ def load_served(runtime: Runtime, first: Sequence[Args]) -> Served:
         served = Served(tuple(fields["sources"]), tuple(fields["removed"]))
         if served.exports and served.gone is not None:
             return served
-    except (OSError, ValueError, KeyError, TypeError, WireError):
+    except (OSError, WireError, *MALFORMED):
         pass
     return Served(tuple(first))
 

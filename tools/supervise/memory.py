@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bus.runtime import Runtime
-from common.errors import Refused
+from common.errors import MALFORMED, Refused
 from tools.supervise.plan import RoleSpec, write_json
 
 
@@ -47,7 +47,7 @@ class Memory:
                 fields["down"] is True,
                 {str(role): _history(entry) for role, entry in fields["history"].items()},
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, Refused):
+        except (OSError, Refused, *MALFORMED):
             return Memory()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.runtime import Runtime, Side, check_name
 from common import limits
-from common.errors import Refused
+from common.errors import MALFORMED, Refused
 
 WATCHDOG_ENTRY = "tools.supervise.watchdog"
 DYNAMIC_ENTRIES = {
@@ -88,7 +88,7 @@ class Plan:
             bounds = SupervisionLimits(**{str(k): float(v) for k, v in fields.get("limits", {}).items()})
             side, preload = Side(fields["side"]), tuple(str(name) for name in fields.get("preload", ()))
             return Plan(side, str(fields["instance"]), roles, bounds, preload)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise Refused(f"{path}: no usable plan: {error}: start the side again") from None
 
 
