@@ -154,6 +154,7 @@ def write_ejection(runtime: Runtime) -> Path:
 
 
 def write_record(runtime: Runtime) -> Path:
+    runtime.record_path("usb").parent.mkdir(exist_ok=True)
     os.close(take_name(runtime, "usb", 7))
     return runtime.record_path("usb")
 
