@@ -1,12 +1,11 @@
-"""`replug restart|drain|kill|log ROLE`: things done to one role of a running side. Also what top does at a key."""
+"""`replug restart|drain|kill ROLE`: things done to one role of a running side. Also what top does at a key."""
 
-import sys
 import time
 from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, living, recorded_roles
+from bus.runtime import Runtime, living
 from common import limits
 from common.errors import Exit, Gone, Refused
 from common.units import show_ms
@@ -66,20 +65,3 @@ def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:
     except Gone:
         return None  # it may be the watchdog that is replaced
     return next((row for row in rows if row["role"] == role), None)
-
-
-def log(side: str | None, instance: str, role: str) -> int:
-    """What the role's log still has, older part first."""
-    runtime = find(side, instance)
-    if role not in recorded_roles(runtime):
-        raise Refused(f"{role}: no such role here: the roles are {', '.join(recorded_roles(runtime))}")
-    for line in log_lines(runtime, role):
-        sys.stdout.write(line + "\n")
-    return Exit.DONE
-
-
-def log_lines(runtime: Runtime, role: str) -> list[str]:
-    """The log's older part, the log, and what the interpreter itself said at last."""
-    path = runtime.log_path(role)
-    parts = [part for part in (path.with_name(f"{path.name}.1"), path, path.with_suffix(".err")) if part.exists()]
-    return [line for part in parts for line in part.read_text(errors="replace").splitlines()]

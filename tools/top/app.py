@@ -22,8 +22,10 @@ from rich.text import Text
 
 from bus.runtime import recorded_roles
 from common.errors import Exit, Refused, ReplugError
+from common.log import human
+from tools.cli.logs import lines_of
 from tools.cli.look import Document, look_for
-from tools.cli.roles import log_lines, replaced
+from tools.cli.roles import replaced
 from tools.cli.where import meant
 from tools.top.core import Order, Top
 from tools.top.layout import Line, draw
@@ -123,7 +125,7 @@ class _App:
             runtime = meant(self._side, self._instance)
             if runtime is None or role not in recorded_roles(runtime):
                 return ["no log: nothing runs"]
-            return log_lines(runtime, role)[-_LOG_LINES:]
+            return [human(line) for line in lines_of(runtime, role)[-_LOG_LINES:]]
         except (ReplugError, OSError) as error:
             return [str(error)]
 
