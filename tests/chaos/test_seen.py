@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_one_write_is_followed_through_all_processes_of_both_sides_under_one_id(
     disk = ModelDisk(here.devices[0])
     traces = [replug("trace", "--side", side, "--for", "3s") for side in Side]
     for runtime in (GADGET, HOST):
-        await_(lambda r=runtime: _levels(r) == {"trace"}, "the levels to be lent")
+        await_(partial(_traced, runtime), "the levels to be lent")
     disk.write(memoryview(b"x" * BLOCK), 7 * BLOCK, False)
     steps = [json.loads(line) for trace in traces for line in trace.communicate(timeout=30)[0].splitlines()]
     [first] = [s for s in steps if s["text"] == "taken" and s["op"] == "write" and s["lba"] == 7]
@@ -72,8 +73,11 @@ def test_a_level_is_set_by_command_and_kept_by_a_successor(here: Bench, capsys: 
     assert "usb: log level info, was debug" in capsys.readouterr().err
 
 
+def _traced(runtime: Runtime) -> bool:
+    return _levels(runtime) == {"trace"}
+
+
 def _levels(runtime: Runtime) -> set[str]:
-    """Asked by setting nothing: a loan of what they have would change it, so the status says it."""
     from tools.cli.look import ask_all
 
     roles = [p.name for p in (runtime.root / "role").iterdir() if p.name.startswith(("usb", "queue.", "source."))]
