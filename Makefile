@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native top e2e system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -50,6 +50,9 @@ chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... 
 	@mkdir -p $(RESULTS)/chaos
 	@SEED=$(SEED) N=$(or $(N),200) EACH=$(EACH) CELLS=$(CELLS) V0=$(V0) \
 		$(if $(CELLS),RESULTS=$(RESULTS)/chaos/native-cells.jsonl) timeout --foreground -k 20 14400 $(RUN) -m tests.native
+
+top: setup ## replug top over both sides, their kernels modelled, while one role after the other is killed
+	@$(RUN) -m tests.native.picture
 
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e

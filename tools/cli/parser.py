@@ -108,6 +108,10 @@ def grammar() -> argparse.ArgumentParser:
     top = commands.add_parser("top", parents=[common], help="a living look at a side, with keys to act on it")
     _side(top)
     top.add_argument("--interval", type=_time, default=1.0, metavar="T", help="between two looks (default: 1s)")
+    top.add_argument("--record", metavar="FILE", help="at the end, write what was shown as a moving picture (SVG)")
+    top.add_argument(
+        "--for", dest="for_s", type=_time, metavar="T", help="end by itself; with --record no terminal is needed"
+    )
     top.set_defaults(run=_top_run)
     for name, text in _ROLE_COMMANDS.items():
         command = commands.add_parser(name, parents=[common], help=text)
@@ -362,9 +366,14 @@ def _status_run(options: argparse.Namespace) -> int:
 def _top_run(options: argparse.Namespace) -> int:
     if options.interval < 0.1:
         raise Refused(f"--interval {options.interval:g}s: below 100ms it would be the load that it shows")
-    from tools.top.app import run
+    from pathlib import Path
 
-    return run(options.side, options.instance, options.interval)
+    from tools.top.app import Picture, run
+
+    if options.for_s is not None and options.record is None:
+        raise Refused("--for: it is how long to record: name the picture with --record FILE.svg")
+    picture = Picture(Path(options.record), options.for_s) if options.record else None
+    return run(options.side, options.instance, options.interval, picture)
 
 
 def _replace_run(options: argparse.Namespace) -> int:
