@@ -10,6 +10,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -107,6 +108,7 @@ class Role:
         if not self._ready:
             trace.point("role.ready")
             self._ready = True
+            _go_first(limits.NICE)
             self.log.info(f"ready, generation {self.generation}")
             self.tell_watchdog({"note": "ready"})
 
@@ -189,6 +191,7 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
     status: int
     try:
+        _go_first(limits.NEWBORN_NICE)
         trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
         trace.point("role.starting")
         role = Role(birth)
@@ -208,6 +211,13 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
         _log_traceback(birth)
         status = RoleExit.RESTART
     os._exit(status)  # a thread blocked in a USB transfer cannot be joined
+
+
+def _go_first(niceness: int) -> None:
+    """Until it is ready a role goes before its elders too: I/O waits for it alone. Each thread has its own niceness."""
+    with suppress(OSError):  # EPERM, EACCES: a host side of somebody who may not; ESRCH: a thread that just ended
+        for thread in os.listdir("/proc/self/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
 def _log_traceback(birth: Birth) -> None:

@@ -49,7 +49,8 @@ GATHER_S = 0.5  # a role that has not answered by then is told as silent
 LENT_LEVEL_S = 60.0  # longest loan of a log level: who wants it longer asks again
 
 # -- supervision -------------------------------------------------------------------------------------------------
-NICE = -10  # of every process that serves a disk: its users wait for it, whatever else keeps the processor busy
+NICE = -5  # of every process that serves a disk, as its users wait for it: three quarters of a busy processor
+NEWBORN_NICE = -20  # of a role until it is ready: I/O waits for it alone
 READY_S = 60.0  # a role that is not ready by then has failed its start (USB roles are ready before a link exists)
 BACKOFF_FLOOR_S = 0.05  # first pause after a death before ready
 BACKOFF_CEILING_S = 5.0
