@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 import tools
-from bus.runtime import Runtime, Side, living
+from bus.runtime import Runtime, Side, living, recorded_roles
 from common.errors import Exit
 from tests.chaos.workload import BLOCK
 from tests.native.__main__ import images
 from tests.native.bench import Bench, await_, bench
 from tests.native.disk import ModelDisk
 from tools.cli import main
+from tools.cli.look import ask_all, look
 from tools.cli.metrics import scrape
 
 ROOT = Path(tools.__file__).parent.parent
@@ -31,6 +33,30 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Both sides up, with two disks, idle."""
     with bench(images(tmp_path_factory.mktemp("files"))) as up:
         yield up
+
+
+@pytest.fixture
+def busy(here: Bench) -> Iterator[None]:
+    """Somebody reads both disks all the time."""
+    over, counts = threading.Event(), [0] * len(here.devices)
+
+    def read(number: int, device: Path) -> None:
+        disk, into = ModelDisk(device), memoryview(bytearray(BLOCK))
+        while not over.is_set():
+            assert disk.read(into, 0) == BLOCK
+            counts[number] += 1
+        disk.close()
+
+    users = [threading.Thread(target=read, args=pair) for pair in enumerate(here.devices)]
+    for user in users:
+        user.start()
+    await_(lambda: all(counts), "I/O")
+    yield
+    marks = list(counts)
+    await_(lambda: all(count > mark for count, mark in zip(counts, marks, strict=True)), "I/O to go on")
+    over.set()
+    for user in users:
+        user.join(20.0)
 
 
 def replug(*words: str) -> "subprocess.Popen[str]":
@@ -78,8 +104,6 @@ def _traced(runtime: Runtime) -> bool:
 
 
 def _levels(runtime: Runtime) -> set[str]:
-    from tools.cli.look import ask_all
-
     roles = [p.name for p in (runtime.root / "role").iterdir() if p.name.startswith(("usb", "queue.", "source."))]
     return {str(answer.get("log_level")) for answer in ask_all(runtime, roles).values() if isinstance(answer, dict)}
 
@@ -101,9 +125,36 @@ def _kill_and_await(runtime: Runtime, role: str) -> None:
 
 
 def _state(runtime: Runtime, role: str) -> str:
-    from tools.cli.look import look
-
     return next((str(row["state"]) for row in look(runtime)["processes"] if row["role"] == role), "unknown")
+
+
+# -- commands to one role ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["restart", "drain", "kill"])
+@pytest.mark.parametrize("kind", ["usb", "queue", "session", "watchdog", "spawner"])
+def test_a_command_to_a_role_tells_what_happened_and_how_long_io_waited(
+    here: Bench, busy: None, how: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = next(name for name in recorded_roles(GADGET) if name.partition(".")[0] == kind)
+    before = living(GADGET, role)
+    assert before is not None
+    assert main([how, role, "--side", "gadget"]) == Exit.DONE
+    told, after = capsys.readouterr().err, living(GADGET, role)
+    assert after is not None and before.pid != after.pid
+    words = {"restart": "restarted", "drain": "drained", "kill": "killed"}[how]
+    pause = "" if kind in ("watchdog", "spawner") else r", paused \d+ ms"
+    form = rf"replug: {re.escape(role)}: {words}: pid {before.pid} is now {after.pid}{pause}, ready after [\d.]+ m?s; "
+    assert re.fullmatch(form + r"I/O waited for [\d.]+ m?s at most\n", told), told
+
+
+def test_without_io_a_command_says_so(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    await_(lambda: _slowest_ms() == 0, "what was slow before to be forgotten")
+    assert main(["restart", "watchdog", "--side", "gadget"]) == Exit.DONE  # a new session would look for partitions
+    assert capsys.readouterr().err.endswith("; no I/O was under way\n")
+
+
+def _slowest_ms() -> float:
+    queues = [name for name in recorded_roles(GADGET) if name.startswith("queue.")]
+    return max(float(answer["slowest_ms"]) for answer in ask_all(GADGET, queues).values())
 
 
 # -- metrics ---------------------------------------------------------------------------------------------------------

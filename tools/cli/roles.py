@@ -5,15 +5,17 @@ from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, living
+from bus.runtime import Runtime, Side, living, recorded_roles
 from common import limits
 from common.errors import Exit, Gone, Refused
 from common.units import show_ms
+from tools.cli.look import ask_all
 from tools.cli.side import find, processes, say
 from tools.cli.where import SUPERVISORS
 from tools.supervise.launch import kill
 
 _LOOK_S = 0.02
+_ANSWER_S = 0.5  # of the queues, which may be busy: what they do not tell is left out
 _DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
@@ -31,7 +33,7 @@ def replaced(runtime: Runtime, how: str, role: str) -> str:
     while time.monotonic() < deadline:
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
-            return _told(how, role, before, row, time.monotonic() - began)
+            return _told(how, role, before, row, time.monotonic() - began) + io_pause(runtime, role, row["pause_ms"])
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
         time.sleep(_LOOK_S)
@@ -57,6 +59,21 @@ def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took
         raise Refused(f"{role}: not drained: {why}: see 'replug log {role}'", Exit.FAULT)
     pause = f", paused {row['pause_ms']} ms" if row["pause_ms"] is not None else ""
     return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
+
+
+def io_pause(runtime: Runtime, role: str, pause_ms: int | None) -> str:
+    """How long I/O waited, as the gadget's queues have seen it in the last second or two; the host cannot tell."""
+    if runtime.side is not Side.GADGET:
+        return ""
+    queues = [name for name in recorded_roles(runtime) if name.startswith("queue.") and living(runtime, name)]
+    waits = []
+    for name, answer in ask_all(runtime, queues, _ANSWER_S).items():
+        if isinstance(answer, dict):
+            wait_ms = max(float(answer.get("slowest_ms", 0)), float(answer.get("oldest_ms", 0)))
+            # A new queue has counted only since it was there; what it was given at once had waited for it.
+            waits.append(wait_ms + (pause_ms or 0 if name == role and wait_ms else 0))
+    longest_ms = max(waits, default=0.0)
+    return f"; I/O waited for {show_ms(longest_ms / 1000)} at most" if longest_ms else "; no I/O was under way"
 
 
 def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:
