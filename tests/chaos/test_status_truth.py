@@ -1,7 +1,7 @@
 """`replug status` tells the truth during every fault: what of which side is wrong, since when, and why.
 
-Real processes over modelled kernels; each fault of the table (docs/explanation/recovery.md) is held open while the sides
-are looked at, and healed. A side that the fault does not touch says that it is healthy, and when it is over both do.
+Real processes over modelled kernels; each fault of the table (docs/explanation/recovery.md) is held open for the look,
+and healed. A side that the fault does not touch says that it is healthy, and when it is over both do.
 """
 
 import os
