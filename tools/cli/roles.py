@@ -1,6 +1,7 @@
 """`replug restart|drain|kill ROLE`: things done to one role of a running side. Also what top does at a key."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bus.control import ask
@@ -11,6 +12,7 @@ from common.errors import Exit, Gone, Refused
 from common.units import show_ms
 from tools.cli.look import ask_all
 from tools.cli.side import find, processes, say
+from tools.cli.waiting import Waiting
 from tools.cli.where import SUPERVISORS
 from tools.supervise.launch import kill
 
@@ -25,17 +27,20 @@ def replace(how: str, side: str | None, instance: str, role: str) -> int:
     return Exit.DONE
 
 
-def replaced(runtime: Runtime, how: str, role: str) -> str:
+def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] = say) -> str:
     """Do it, and tell what happened. Refused with a status if there is no successor, or a drain became a kill."""
     began = time.monotonic()
     before = _end(runtime, how, role)
-    deadline = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S
+    deadline, waiting = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S, Waiting()
     while time.monotonic() < deadline:
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
             return _told(how, role, before, row, time.monotonic() - began) + io_pause(runtime, role, row["pause_ms"])
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
+        stage = f"{role} ({row['phase'] if row and row.get('phase') else 'it or the watchdog is being replaced'})"
+        if line := waiting.line(stage, time.monotonic()):
+            show(line)
         time.sleep(_LOOK_S)
     raise Refused(f"{role}: no successor is ready: see 'replug log {role}'", Exit.FAULT)
 
