@@ -17,7 +17,7 @@ from tools.cli.where import SUPERVISORS
 from tools.supervise.launch import kill
 
 _LOOK_S = 0.02
-_ANSWER_S = 0.5  # of the queues, which may be busy: what they do not tell is left out
+_ANSWER_S = 0.5  # of one look at the watchdog, or at the queues, which may be busy: what they do not tell is left out
 _DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
@@ -83,7 +83,7 @@ def io_pause(runtime: Runtime, role: str, pause_ms: int | None) -> str:
 
 def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:
     try:
-        rows = processes(runtime)["processes"]
+        rows = processes(runtime, _ANSWER_S)["processes"]  # a call that went to the dead one is said again soon
     except Gone:
         return None  # it may be the watchdog that is replaced
     return next((row for row in rows if row["role"] == role), None)
