@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native e2e system deb apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native top e2e system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -51,17 +51,22 @@ chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... 
 	@SEED=$(SEED) N=$(or $(N),200) EACH=$(EACH) CELLS=$(CELLS) V0=$(V0) \
 		$(if $(CELLS),RESULTS=$(RESULTS)/chaos/native-cells.jsonl) timeout --foreground -k 20 14400 $(RUN) -m tests.native
 
+top: setup ## replug top over both sides, their kernels modelled, while one role after the other is killed
+	@$(RUN) -m tests.native.picture
+
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
 	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
 
-system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb: minutes; not in test
+system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb, the doctor: minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_several.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_doctor.py
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb

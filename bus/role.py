@@ -19,13 +19,15 @@ import zmq
 from bus.control import Arguments, ControlServer, Method
 from bus.envelope import Body, Kind
 from bus.lane import LaneClient, LaneServer
-from bus.loop import Loop
+from bus.loop import Loop, Timer
+from bus.metrics import Metrics
 from bus.runtime import Runtime, take_name, write_reason
-from common import limits, trace
+from common import follow, limits, trace
 from common.errors import Gone, Refused, ReplugError, RoleExit
 from common.log import Level, Log
 
 WATCHDOG = "watchdog"
+SESSION = "session"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Role:
         self.generation, self.args = birth.generation, birth.args
         self._name_fd = take_name(birth.runtime, birth.role, birth.generation)
         self.log = Log(birth.runtime.log_path(birth.role), birth.role)
+        follow.to(self.log if self.log.level <= Level.TRACE else None)
+        self._lent: tuple[Level, Timer] | None = None  # what the level is after a loan, and when that is
         self.loop = Loop()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.on_drain: Callable[[], None] = lambda: self.loop.stop(RoleExit.DRAINED)
@@ -149,11 +153,34 @@ class Role:
         self.loop.watch(ours.fileno(), readable)
 
     def _call_status(self, arguments: Arguments) -> dict[str, Any]:
-        return {"role": self.name, "pid": os.getpid(), "generation": self.generation, **self.status()}
+        own = {"role": self.name, "pid": os.getpid(), "generation": self.generation}
+        return {**own, "log_level": self.log.level.name.lower(), **self.status()}
 
     def _call_log_level(self, arguments: Arguments) -> str:
-        self.log.level = Level[str(arguments["level"]).upper()]
-        return self.log.level.name.lower()
+        """`level`, kept for successors too; or with `for_s` only that long, and then what it was before."""
+        before, level = self.log.level, Level[str(arguments["level"]).upper()]
+        if "for_s" in arguments:
+            self._lend(level, float(arguments["for_s"]))
+        else:
+            self.log.keep_level(level)
+            self._lent = None
+        follow.to(self.log if self.log.level <= Level.TRACE else None)
+        return before.name.lower()
+
+    def _lend(self, level: Level, for_s: float) -> None:
+        """Whoever asks asks again while it wants it: the asker may be killed, and the level must not stay."""
+        if not 0 < for_s <= limits.LENT_LEVEL_S:
+            raise Refused(f"for_s {for_s:g}: above 0 and up to {limits.LENT_LEVEL_S:g} s")
+        self._lent = self._lent or (self.log.level, self.loop.after(0.0, lambda: None))
+        back, timer = self._lent
+        timer.cancel()
+        self.log.level = level
+        self._lent = back, self.loop.after(for_s, self._take_back)
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            self.log.level, self._lent = self._lent[0], None
+            follow.to(self.log if self.log.level <= Level.TRACE else None)
 
     def _call_trace(self, arguments: Arguments) -> str:
         trace.arm(arguments)
@@ -169,6 +196,8 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
         trace.point("role.starting")
         role = Role(birth)
         start(role)
+        if birth.role == SESSION:
+            Metrics(role)
         status = role.loop.run()
     except Refused as error:
         write_reason(birth.runtime, birth.role, str(error))

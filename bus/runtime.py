@@ -95,6 +95,9 @@ class Runtime:
     def spawner_socket(self) -> Path:
         return self.root / "bus" / "spawner"
 
+    def metrics_socket(self) -> Path:
+        return self.root / "metrics"
+
     def record_path(self, role: str) -> Path:
         return self.root / "role" / role
 

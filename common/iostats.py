@@ -19,6 +19,8 @@ class IoStats:
     def __init__(self, now: float) -> None:
         self._totals = [0] * (len(_OPS) + 3)  # operations, then bytes read, bytes written, errors
         self._latency: Histogram = [0] * BUCKETS
+        self._sum_s = 0.0
+        self._slowest_s = [0.0, 0.0]  # of the last whole window, and of this one
         self._since, self._totals_then, self._latency_then = now, list(self._totals), list(self._latency)
         self._window: dict[str, Any] = _rates([0] * len(self._totals), [0] * BUCKETS, WINDOW_S)
 
@@ -33,6 +35,9 @@ class IoStats:
         elif op <= _WRITE:
             totals[4 + op] += size_bytes
         self._latency[min(int(took_s * 1e6).bit_length(), BUCKETS - 1)] += 1
+        self._sum_s += took_s
+        if took_s > self._slowest_s[1]:
+            self._slowest_s[1] = took_s
 
     def status(self, now: float) -> dict[str, Any]:
         """`ops`, bytes, errors and histogram since the start; rates and percentiles of the last whole window."""
@@ -47,6 +52,8 @@ class IoStats:
                 "error_count": self._totals[6],
             },
             "latency_log2_us": list(self._latency),
+            "latency_sum_s": round(self._sum_s, 6),
+            "slowest_ms": round(max(self._slowest_s) * 1000, 1),
         }
 
     def _roll(self, now: float) -> None:
@@ -54,6 +61,7 @@ class IoStats:
         moved = [a - b for a, b in zip(self._totals, self._totals_then, strict=True)]
         latency = [a - b for a, b in zip(self._latency, self._latency_then, strict=True)]
         self._window = _rates(moved, latency, now - self._since)
+        self._slowest_s = [self._slowest_s[1], 0.0]
         self._since, self._totals_then, self._latency_then = now, list(self._totals), list(self._latency)
 
 

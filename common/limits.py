@@ -43,6 +43,10 @@ BEAT_S = 2.0  # a role tells the watchdog that it lives
 SILENCE_S = 8.0  # silence this long is asked about; as long again is death. Generous: the emulated guest stalls
 LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
 LOG_LINE = 2000  # characters
+SCRAPES = 4  # connections for metrics at a time: a scraper or two, and somebody who looks
+SCRAPE_S = 5.0  # from a connection to its answer's last byte; who is slower is left
+GATHER_S = 0.5  # a role that has not answered by then is told as silent
+LENT_LEVEL_S = 60.0  # longest loan of a log level: who wants it longer asks again
 
 # -- supervision -------------------------------------------------------------------------------------------------
 NICE = -5  # of every process that serves a disk, as its users wait for it: three quarters of a busy processor

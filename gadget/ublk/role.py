@@ -16,7 +16,7 @@ from bus.arena import Arena, slot_bytes
 from bus.envelope import Body, Kind
 from bus.role import Role
 from bus.runtime import Runtime
-from common import limits, trace
+from common import follow, limits, trace
 from common.errors import Gone, Refused, WireError
 from common.iostats import IoStats
 from common.wire import Op
@@ -177,8 +177,13 @@ class Queue:
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue
-            self._batch.append(self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags)).message())
+            taken = self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags))
+            self._batch.append(taken.message())
             self._taken[tag] = now, wire_op
+            if follow.on():
+                self._follow(
+                    taken.sequence, "taken", op=wire_op.name.lower(), lba=taken.lba, blocks=taken.blocks, tag=tag
+                )
             trace.point("queue.request.taken")
         if device.stopped:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
@@ -191,6 +196,8 @@ class Queue:
         for sequence, status in parse_completions(body):
             commit = self._core.complete(sequence, status)
             if commit is not None:
+                if follow.on():
+                    self._follow(sequence, "committed", tag=commit.tag, result=commit.result)
                 self._commit(device, commit)
 
     def _commit(self, device: QueueDevice, commit: Commit) -> None:
@@ -200,6 +207,10 @@ class Queue:
         if taken is not None:
             now = time.monotonic()
             self._stats.done(taken[1], max(commit.result, 0), now - taken[0], commit.result < 0, now)
+
+    def _follow(self, sequence: int, what: str, **fields: int | str) -> None:
+        number = follow.request_id(self._role.generation, sequence)
+        follow.step(follow.io_id(self._export_id, number), what, **fields)
 
     def _hello(self) -> Body:
         return {

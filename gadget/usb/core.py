@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from errno import EINVAL, EOPNOTSUPP
 
-from common import limits
+from common import follow, limits
 from common.errors import Illegal, WireError
 from common.ledger import LEDGER_BYTES, NO_BOOT, Ledger
 from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
@@ -159,6 +159,9 @@ class UsbCore:
         """Is anything of these exports not answered yet?"""
         return any(e.on_wire for e in self._exports.values() if e.record.export_id in export_ids)
 
+    def export_id(self, role: str) -> int:
+        return self._exports[role].record.export_id
+
     def ledger(self, export_id: int) -> Ledger:
         if export_id not in self._ledgers:
             self._ledgers[export_id] = self._ledger_of(export_id)
@@ -219,8 +222,8 @@ class UsbCore:
         sequence, op, slot, lba, blocks, flags = item
         if slot >= export.depth or op not in Op._value2member_map_:
             raise WireError(f"{role}: request {item!r} names no slot or op of ours")
-        # v0 wants ids unique per export while in flight; smoo builds them as queue << 16 | tag.
-        request = Request(Op(op), slot, export.record.export_id, lba, blocks, flags)
+        number = slot if self.v0 else follow.request_id(export.generation, sequence)
+        request = Request(Op(op), number, export.record.export_id, lba, blocks, flags)
         return Pending(role, export.generation, sequence, slot * export.slot_bytes, request)
 
     # -- the wire ------------------------------------------------------------------------------------------------
@@ -233,7 +236,9 @@ class UsbCore:
                 continue
             waiting, export.waiting = export.waiting, []
             for pending in waiting:
-                request_id = pending.request.request_id
+                request_id = self._request_id(export, pending)
+                if request_id != pending.request.request_id:
+                    pending.request = replace(pending.request, request_id=request_id)
                 if request_id in export.on_wire:
                     export.waiting.append(pending)
                     continue
@@ -245,6 +250,15 @@ class UsbCore:
                 self.data_moved = True
                 is_write = pending.request.op is Op.WRITE
                 yield Send(pending, self._payload(export, pending) if is_write else 0)
+
+    def _request_id(self, export: _Export, pending: Pending) -> int:
+        """Unique per export while in flight. smoo builds them as queue << 16 | tag, so v0 gets the slot.
+
+        Asked for by the time it is sent: a request may have waited for a host of the other version.
+        """
+        if self.v0:
+            return pending.offset // export.slot_bytes
+        return follow.request_id(pending.arena, pending.sequence)
 
     def unspeakable(self) -> list[Action]:
         """What waits and cannot be said to this host: v0 has no write zeroes. The block layer writes them instead."""

@@ -15,7 +15,7 @@ from bus.envelope import Body, Kind
 from bus.keeping import Keeping
 from bus.role import Role
 from bus.runtime import Runtime
-from common import limits, trace
+from common import follow, limits, trace
 from common.errors import Gone, WireError
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
@@ -235,6 +235,8 @@ class Usb:
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Done):
+                if follow.on():
+                    self._follow(action.export, action.arena, action.sequence, "answered", status=action.status)
                 if self._queues.generation_of(action.export) == action.arena:
                     self._completions[action.export].append([action.sequence, action.status])
             elif isinstance(action, Fill):
@@ -251,6 +253,10 @@ class Usb:
             for send in self._core.dispatch():
                 self._counts["requests"] += 1
                 trace.point("usb.request.sending")
+                if follow.on():
+                    pending = send.pending
+                    number = pending.request.request_id
+                    self._follow(pending.export, pending.arena, pending.sequence, "sent", wire=f"{number:08x}")
                 self._transport.send(send, self._core.epoch, self._address(send.pending))
         self._transport.submit()
         for role, batch in self._completions.items():
@@ -260,6 +266,10 @@ class Usb:
                 for start in range(0, len(batch), limits.MAX_BATCH):
                     # False: that queue is dead. The kernel reissues what it had.
                     self._queues.send(role, Kind.COMPLETIONS, batch[start : start + limits.MAX_BATCH])
+
+    def _follow(self, role: str, generation: int, sequence: int, what: str, **fields: int | str) -> None:
+        export_id = self._core.export_id(role)
+        follow.step(follow.io_id(export_id, follow.request_id(generation, sequence)), what, **fields)
 
     def _address(self, pending: Pending) -> int:
         return self._arenas[pending.export, pending.arena].address + pending.offset

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.errors import Refused
+from common.errors import Exit, Refused
 
 CLASS = Path("/sys/class/udc")
 
@@ -20,7 +20,8 @@ def choose(wanted: str | None) -> str:
             raise Refused(f"{wanted}: no such USB device controller: choose from: {', '.join(present) or 'none here'}")
         return wanted
     if not present:
-        raise Refused("no USB device controller: /sys/class/udc is empty: load its driver (or 'modprobe dummy_hcd')")
+        cure = "load its driver (or 'modprobe dummy_hcd')"
+        raise Refused(f"no USB device controller: /sys/class/udc is empty: {cure}", Exit.LACKING)
     if len(present) > 1:
         raise Refused(f"several USB device controllers: {', '.join(present)}: name one with --udc")
     return present[0]

@@ -16,7 +16,7 @@ from bus.arena import Arena
 from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
-from common import limits, trace
+from common import follow, limits, trace
 from common.errors import Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
 from common.wire import ExportRecord, Op
@@ -37,6 +37,7 @@ class SourceRole:
         self._arenas: dict[int, Arena] = {}
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._completions: list[list[int]] = []
+        self._followed: dict[int, str] = {}  # by sequence of the present usb: ids, while I/Os are followed
         self._counts: Counter[str] = Counter()
         self._stats = IoStats(time.monotonic())
         self._draining = self._closed = False
@@ -60,6 +61,7 @@ class SourceRole:
         }
 
     def _usb_arrived(self, generation: int) -> None:
+        self._followed.clear()
         self._completions.clear()  # its predecessor's sequences: in the new one they are other requests
         self._do(self._core.peer(generation))
 
@@ -71,6 +73,9 @@ class SourceRole:
             self._do(self._core.requests(body))
         elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "arena":
             self._map(str(body.get("owner")), body.get("generation"))
+        elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "follow":
+            if follow.on() and len(self._followed) < limits.MAX_IN_FLIGHT:
+                self._followed |= {int(sequence): str(io) for sequence, io in body["ids"]}
         else:
             raise WireError(f"{kind} is not for a source")
 
@@ -112,6 +117,9 @@ class SourceRole:
 
     def _finished(self, job: Job, status: int, took_s: float) -> None:
         trace.point("source.finished")
+        if job.sequence in self._followed:
+            io = self._followed.pop(job.sequence)
+            follow.step(io, "done", op=job.op.name.lower(), status=status, took_us=round(took_s * 1e6))
         self._stats.done(job.op, job.size_bytes, took_s, bool(status), time.monotonic())
         if status:
             self._counts["failed"] += 1

@@ -160,6 +160,10 @@ class UsbCore:
             raise WireError(f"data with a Request that has none: {record}")
         return self._requested(request)
 
+    def request_of(self, sequence: int) -> Request:
+        """What a source was given as `sequence`."""
+        return self._by_sequence[sequence].request
+
     def payload_of(self, sequence: int) -> int:
         """v1: bytes of the payload of a write whose sequence `requested` gave."""
         return self._by_sequence[sequence].payload_bytes

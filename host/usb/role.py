@@ -9,7 +9,7 @@ from typing import Any
 from bus.arena import Arena
 from bus.envelope import Body, Kind
 from bus.role import Role
-from common import limits, trace
+from common import follow, limits, trace
 from common.errors import WireError
 from common.wire import Control, ExportRecord
 from common.wire_v1 import ControlV1, Record
@@ -28,6 +28,7 @@ class Usb:
         self._hellos: dict[str, tuple[int, ExportRecord, bool]] = {}  # sources that are here, offered or not
         self._introduced: dict[str, int] = {}
         self._batches: dict[str, list[list[int]]] = {}
+        self._followed: dict[str, list[list[Any]]] = {}  # ids of what is in the batches, while I/Os are followed
         self._attachment: Attachment | None = None
         self._attached = False
         self._announced = False  # have our exports been said to the gadget, in this epoch
@@ -243,6 +244,8 @@ class Usb:
         for action in actions:
             if isinstance(action, Dispatch):
                 self._batches[action.role].append(action.item)
+                if follow.on():
+                    self._follow(action)
             elif here is None:
                 continue  # answers of an ended attachment: nobody is there to hear them
             elif isinstance(action, Take):
@@ -258,8 +261,19 @@ class Usb:
     def _role_of(self, export_id: int) -> str:
         return next(s.role for s in self._core.offered() if s.record.export_id == export_id)
 
+    def _follow(self, dispatch: Dispatch) -> None:
+        """Tell the step, and the source the id: its items know our sequence only."""
+        request = self._core.request_of(dispatch.item[0])
+        io = follow.io_id(request.export_id, request.request_id)
+        follow.step(io, "given to its source", op=request.op.name.lower(), lba=request.lba, blocks=request.blocks)
+        self._followed.setdefault(dispatch.role, []).append([dispatch.item[0], io])
+
     def _answer(self, here: Attachment, answer: Answer) -> None:
         self._counts["responses"] += 1
+        if follow.on():
+            response = answer.response
+            io = follow.io_id(response.export_id, response.request_id)
+            follow.step(io, "answering", status=response.status, payload=answer.size_bytes)
         trace.point("usb.answering")
         address = self._arenas[answer.response.export_id].address + answer.offset if answer.size_bytes else 0
         here.answer(answer, address)
@@ -271,6 +285,10 @@ class Usb:
             if batch:
                 self._batches[role] = []
                 trace.point("usb.requests.forwarding")
+                followed = self._followed.pop(role, [])
+                for start in range(0, len(followed), limits.MAX_BATCH):
+                    note = {"note": "follow", "ids": followed[start : start + limits.MAX_BATCH]}
+                    self._sources.send(role, Kind.NOTE, note)
                 for start in range(0, len(batch), limits.MAX_BATCH):
                     # False: that source is dead. Its successor gets all that is unanswered.
                     self._sources.send(role, Kind.REQUESTS, batch[start : start + limits.MAX_BATCH])

@@ -124,10 +124,10 @@ class At:
     def strike(self) -> None:
         """Returns when all has happened. RuntimeError if the stage is not reached."""
         if self.event is None:
-            _await_state(self.stage.reach("kill"), "dead")
+            await_state(self.stage.reach("kill"), "dead")
             return
         pid = self.stage.reach("stop")
-        _await_state(pid, "T")
+        await_state(pid, "T")
         record = living(Runtime(self.stage.side), self.stage.role)
         try:
             if self._sleeps():
@@ -139,7 +139,7 @@ class At:
                 _go_on(pid)
 
 
-def _await_state(pid: int, state: str) -> None:
+def await_state(pid: int, state: str) -> None:
     """A role tells before it stops or dies: woken too early it would sleep for ever, or be taken for its successor."""
     end = time.monotonic() + REACH_S
     while _state(pid) != state:

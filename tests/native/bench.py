@@ -15,6 +15,7 @@ from typing import Any
 from bus.control import ask
 from bus.runtime import Runtime, Side
 from common.errors import ReplugError
+from common.log import human
 from tests.chaos import events
 from tests.chaos.workload import Violation
 from tests.native import wire
@@ -59,7 +60,9 @@ class Bench:
         """For a failure: the ends of all logs, and what the model did last."""
         lines = list(wire.call("trace"))[-40:]
         for path in sorted(self.base.glob("*-default/log/*")):
-            lines += [f"{path.parent.parent.name}/{path.name}: {line}" for line in path.read_text().splitlines()[-25:]]
+            lines += [
+                f"{path.parent.parent.name}/{path.name}: {human(line)}" for line in path.read_text().splitlines()[-25:]
+            ]
         return "\n".join(lines)
 
 

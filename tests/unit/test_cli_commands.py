@@ -108,7 +108,7 @@ def test_a_gadget_side_without_root(
 def test_no_ublk(runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr("tools.cli.checks.load_modules", lambda: None)
-    assert main(["gadget", "up"]) == Exit.BAD_INPUT
+    assert main(["gadget", "up"]) == Exit.LACKING
     assert error_of(capsys).startswith("/dev/ublk-control: not there: ")
     assert not Runtime(Side.GADGET).root.exists()
 

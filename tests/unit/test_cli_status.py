@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -186,13 +187,23 @@ def test_an_interval_that_would_be_a_load_is_refused(runtime: Runtime, capsys: p
 
 # -- fast ------------------------------------------------------------------------------------------------------------
 def test_status_takes_at_most_three_times_as_long_as_importing_zmq(side: Runtime) -> None:
-    """The best of several, taken in turns: what is compared is work, not what else the machine does."""
+    """Taken in turns, and the best of each, of processor time: what is compared is work, not what else goes on here.
 
-    def took_s(command: list[str]) -> float:
-        began = time.perf_counter()
+    That it does not wait either is judged by the clock in a look where all answer (COUNTS_S bounds those that do not).
+    """
+
+    def took_s(command: list[str]) -> tuple[float, float]:
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-        return time.perf_counter() - began
+        wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, wall
 
-    pairs = [(took_s([sys.executable, "-c", "import zmq"]), took_s([*COMMAND, "status"])) for _ in range(7)]
-    bare, status = (min(times) for times in zip(*pairs, strict=True))
-    assert status <= 3 * bare, f"status {status * 1000:.0f} ms, import zmq {bare * 1000:.0f} ms"
+    bare, status = (0.0, 0.0), (9.0, 9.0)
+    for _ in range(40):  # until one pair of quiet moments is found; each of them has been seen by then, or it is slow
+        one, other = took_s([sys.executable, "-c", "import zmq"]), took_s([*COMMAND, "status"])
+        bare = one if bare[0] == 0.0 else (min(bare[0], one[0]), min(bare[1], one[1]))
+        status = min(status[0], other[0]), min(status[1], other[1])
+        if status[0] <= 3 * bare[0] and status[1] <= 3 * bare[1]:
+            return
+    told = [f"{work * 1000:.0f} ms of work in {wall * 1000:.0f} ms" for work, wall in (status, bare)]
+    raise AssertionError(f"status {told[0]}, import zmq {told[1]}")

@@ -25,6 +25,11 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and text of each block of a page."""
+    return _FENCE.findall(text)
+
+
 def shell_commands(text: str) -> list[list[str]]:
     """Every simple command of the `sh` blocks of a page."""
     found = []

@@ -1,6 +1,6 @@
 """What a machine must have before a gadget side can come up, looked at before anything is made.
 
-All of these count as bad input (exit status 2): the user asked for something this machine cannot do, and is told why.
+What this machine lacks is exit status 4, as in the doctor, whose cures say more; what was asked wrongly is 2.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from common.errors import Refused
+from common.errors import Exit, Refused
 from gadget.usb import udc
 
 _GADGETS = Path("/sys/kernel/config/usb_gadget")
@@ -37,7 +37,7 @@ def load_modules() -> None:
 def need_ublk() -> None:
     if not _UBLK_CONTROL.exists():
         cure = "load it with 'modprobe ublk_drv' (Linux 6.0 or newer)"
-        raise Refused(f"{_UBLK_CONTROL}: not there: this kernel has no ublk driver loaded: {cure}")
+        raise Refused(f"{_UBLK_CONTROL}: not there: this kernel has no ublk driver loaded: {cure}", Exit.LACKING)
 
 
 def need_udc(wanted: str | None, own_gadget: str) -> str:

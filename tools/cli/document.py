@@ -52,6 +52,7 @@ PROCESS: Fields = {
     "rss_bytes": ("integer", "resident memory"),
     "cpu_percent": ("number", "of one processor, since the status before"),
     "reason?": ("string", "why it is not running"),
+    "answers?": ("boolean", "false: it runs, and has not answered this look: stopped, or very busy"),
     "phase?": ("string", "the watchdog's own name for the state"),
 }
 EXPORT: Fields = {

@@ -5,14 +5,17 @@ that nothing is left to lose. Killed or said again at any point it goes on where
 `host serve` ends.
 """
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bus.control import ask
 from bus.runtime import Runtime, Side, check_name
 from common.errors import Exit, Gone, Refused
 from tools.cli.side import say
+from tools.cli.waiting import Waiting
 from tools.cli.where import exists
 
 _DEADLINE_S = 60.0  # for each step: a slow disk's cache is larger than one would think
@@ -94,9 +97,21 @@ def _flush(runtime: Runtime, name: str) -> None:
 
 
 def _await(what: str, look: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + _DEADLINE_S
+    deadline, waiting = time.monotonic() + _DEADLINE_S, Waiting()
     while not (value := look()):
+        if line := waiting.line(what, time.monotonic(), _unwritten() if "flush" in what else None):
+            say(line)
         if time.monotonic() > deadline:
             raise Refused(f"host eject: waited {_DEADLINE_S:g} s for {what}: it is not safe: try again", Exit.FAULT)
         time.sleep(_LOOK_S)
     return value
+
+
+def _unwritten() -> int | None:
+    return unwritten_bytes(Path("/proc/meminfo").read_text())
+
+
+def unwritten_bytes(meminfo: str) -> int | None:
+    """Dirty and under writeback (proc_meminfo(5)), of all files here: what an fdatasync waits for is a part of it."""
+    found = re.findall(r"^(?:Dirty|Writeback): +(\d+) kB$", meminfo, re.MULTILINE)
+    return sum(map(int, found)) << 10 if found else None

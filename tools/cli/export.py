@@ -13,6 +13,7 @@ from bus.runtime import Runtime, Side, check_name
 from common.errors import Exit, Gone, Refused
 from common.units import parse_time, show_time
 from tools.cli.side import say
+from tools.cli.waiting import Waiting
 from tools.cli.where import exists
 
 _GONE_S = 30.0  # the queue is killed, STOP fails the I/O: a few control commands
@@ -53,7 +54,10 @@ def _seconds(limit: str) -> float:
 def _await_end(name: str, device: str) -> None:
     """Until the kernel has no such disk: then every I/O of it has ended, and its holders get EIO for each new one."""
     block, deadline = Path("/sys/block") / Path(device).name, time.monotonic() + _GONE_S
+    waiting = Waiting()
     while block.exists():
+        if line := waiting.line(f"the kernel to end {device}", time.monotonic()):
+            say(line)
         if time.monotonic() > deadline:
             raise Refused(f"{name}: {device} is still there after {_GONE_S:g} s: see 'replug status'", Exit.FAULT)
         time.sleep(_LOOK_S)

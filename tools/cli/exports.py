@@ -16,6 +16,7 @@ from common.units import show_size
 from tools.cli.eject import settle
 from tools.cli.side import processes, say
 from tools.cli.sources import Source, look_at
+from tools.cli.waiting import Waiting
 from tools.cli.where import exists
 
 _LOOK_S = 0.05
@@ -87,8 +88,10 @@ def _told(runtime: Runtime, name: str) -> bool:
 
 
 def _await(what: str, look: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + _DEADLINE_S
+    deadline, waiting = time.monotonic() + _DEADLINE_S, Waiting()
     while not (value := look()):
+        if line := waiting.line(what, time.monotonic()):
+            say(line)
         if time.monotonic() > deadline:
             raise Refused(f"waited {_DEADLINE_S:g} s for {what}: say it again", Exit.FAULT)
         time.sleep(_LOOK_S)

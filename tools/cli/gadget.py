@@ -31,6 +31,7 @@ class Wish:
     product_id: int | None = None
     queue_depth: int | None = None
     max_io_bytes: int | None = None
+    metrics: str | None = None
 
     def usb_args(self, controller: str) -> dict[str, Any]:
         fields = {"vendor_id": self.vendor_id, "product_id": self.product_id}
@@ -38,7 +39,7 @@ class Wish:
         return {"udc": controller, "serial": serial} | {k: v for k, v in fields.items() if v is not None}
 
     def session_args(self) -> dict[str, Any]:
-        fields = {"queue_depth": self.queue_depth, "max_io_bytes": self.max_io_bytes}
+        fields = {"queue_depth": self.queue_depth, "max_io_bytes": self.max_io_bytes, "metrics": self.metrics}
         return {k: v for k, v in fields.items() if v is not None}
 
     def check(self) -> None:

@@ -33,6 +33,7 @@ class Wish:
     block_size: int | None = None
     read_only: bool = False
     gadget: str | None = None
+    metrics: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def _start(wish: Wish, how: How) -> Served:
         for path in (memory_path(runtime), served_path(runtime)):
             path.unlink(missing_ok=True)
         sources = look_at(wish.sources, wish.block_size, wish.read_only)
-        session_args = {"gadget": wish.gadget, "exports": [source.role_args() for source in sources]}
-        spawner = bring_up(host_plan(wish.instance, [s.role_args() for s in sources], session_args), runtime)
+        exports = [source.role_args() for source in sources]
+        session_args = {"gadget": wish.gadget, "exports": exports, "metrics": wish.metrics}
+        spawner = bring_up(host_plan(wish.instance, exports, session_args), runtime)
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # it is up: from here on they are waited for
     return Served(wish, runtime, spawner, sources, News(runtime))
 

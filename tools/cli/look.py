@@ -33,16 +33,17 @@ def look(runtime: Runtime) -> Document:
     if not isinstance(watched, dict):
         return {**head, "state": "degraded", **NOTHING, "reason": _silent("watchdog", watched)}
     told = answers.get("session")
-    session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _silent("session", told)}
-    exports = [_export(export, answers) for export in session.get("exports", [])]
+    rows = [_row(row, answers) for row in watched["processes"]]
+    session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _absent("session", told, rows)}
+    exports = [held_up(_export(export, answers), rows) for export in session.get("exports", [])]
     link = session.get("link", {"state": "absent"})
     return {
         **head,
-        "state": judge(watched, session),
+        "state": judge({**watched, "processes": rows}, session),
         "session_id": session.get("session_id"),
         "link": {name: value for name, value in link.items() if name in LINK_NAMES},
-        "processes": watched["processes"],
-        "exports": exports,
+        "processes": rows,
+        "exports": [{name: value for name, value in e.items() if name in EXPORT_NAMES} for e in exports],
         "reason": "going down" if watched["going_down"] else session.get("reason", ""),
     }
 
@@ -77,7 +78,44 @@ def _export(export: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
     elif own.get("grown_to_bytes") and not export.get("reason"):
         size = show_size(int(own["grown_to_bytes"]))
         counted["reason"] = f"its file has grown to {size}: what was announced is served, a new `host serve` offers all"
-    return {name: value for name, value in {**export, **counted}.items() if name in EXPORT_NAMES}
+    return {**export, **counted}
+
+
+def held_up(export: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """An export is not live while a process that its I/O goes through is not: which, since when, and why.
+
+    Session knows the link and the gadget's queues; of a usb or a source that is dead just now only the watchdog does.
+    """
+    if export.get("state") != "live":
+        return export
+    for row in rows:
+        if row["role"] in ("usb", export.get("role")) and row["state"] != "running":
+            state = "failed" if row["state"] == "failed" else "recovering"
+            return {**export, "state": state, "reason": why_not(row)}
+    return export
+
+
+def why_not(row: dict[str, Any]) -> str:
+    """`usb is starting since 20:13:00: killed by signal 9`."""
+    since = f" since {_time_of_day(row['since'])}" if row["since"] else ""
+    why = row.get("reason") or row["last_exit"]
+    return f"{row['role']} is {row['state']}{since}" + (f": {why}" if why else "")
+
+
+def _time_of_day(iso: str) -> str:
+    return datetime.fromisoformat(iso).astimezone().strftime("%H:%M:%S")
+
+
+def _row(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """With `answers`: false for one that runs and has not answered this look (it is stopped, or very busy)."""
+    if row["role"] in _DEAF or row["role"] not in answers:
+        return row
+    return {**row, "answers": not isinstance(answers[row["role"]], Gone)}
+
+
+def _absent(role: str, answer: Any, rows: list[dict[str, Any]]) -> str:
+    row = next((row for row in rows if row["role"] == role), None)
+    return why_not(row) if row is not None and row["state"] != "running" else _silent(role, answer)
 
 
 def _silent(role: str, answer: Any) -> str:

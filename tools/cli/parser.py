@@ -15,8 +15,8 @@ _ROLE_COMMANDS = {
     "restart": "drain a role and start it anew",
     "drain": "as restart, and a fault (1) if it had to be killed",
     "kill": "SIGKILL a role; its successor starts",
-    "log": "a role's log",
 }
+_LEVELS = ("trace", "debug", "info", "warning", "error")
 DELEGATED = ("vm", "demo")  # they read their own arguments
 
 
@@ -108,12 +108,21 @@ def grammar() -> argparse.ArgumentParser:
     top = commands.add_parser("top", parents=[common], help="a living look at a side, with keys to act on it")
     _side(top)
     top.add_argument("--interval", type=_time, default=1.0, metavar="T", help="between two looks (default: 1s)")
+    top.add_argument("--record", metavar="FILE", help="at the end, write what was shown as a moving picture (SVG)")
+    top.add_argument(
+        "--for", dest="for_s", type=_time, metavar="T", help="end by itself; with --record no terminal is needed"
+    )
     top.set_defaults(run=_top_run)
     for name, text in _ROLE_COMMANDS.items():
         command = commands.add_parser(name, parents=[common], help=text)
         _side(command)
         command.add_argument("role", metavar="ROLE")
-        command.set_defaults(run=_log_run if name == "log" else _replace_run)
+        command.set_defaults(run=_replace_run)
+    _log(commands.add_parser("log", parents=[common], help="a role's log, or its level"))
+    _trace(commands.add_parser("trace", parents=[common], help="each step of each I/O, under one id on both sides"))
+    metrics = commands.add_parser("metrics", parents=[common], help="counts and states, as Prometheus text")
+    _side(metrics)
+    metrics.set_defaults(run=_metrics_run)
     doctor = commands.add_parser("doctor", parents=[common], help="what this machine can do, and what mends a lack")
     doctor.add_argument("--side", choices=("gadget", "host"), help="only what this side needs")
     doctor.add_argument("--json", action="store_true", help="for programs (version 1)")
@@ -152,6 +161,7 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pid", type=_usb_id, metavar="ID", help="USB product id (default: 0x0104)")
     parser.add_argument("--queue-depth", type=int, metavar="N", help="tags of each ublk queue")
     parser.add_argument("--max-io", type=_size, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
+    _metrics_port(parser)
     _adopt(parser)
     parser.set_defaults(run=_gadget_up_run)
 
@@ -164,6 +174,7 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
     forms = "only this gadget: SERIAL, serial:SERIAL, id:VID:PID, or port:1-2.3 as in sysfs"
     parser.add_argument("--gadget", type=_gadget, metavar="GADGET", help=forms)
     parser.add_argument("--background", action="store_true", help="return when all is ready, and go on serving")
+    _metrics_port(parser)
     _adopt(parser)
     parser.set_defaults(run=_host_serve_run)
 
@@ -183,6 +194,34 @@ def _adopt(parser: argparse.ArgumentParser) -> None:
 def _if_running(parser: argparse.ArgumentParser) -> None:
     text = "leave what a dead side left for the next start (for service managers)"
     parser.add_argument("--if-running", action="store_true", help=text)
+
+
+def _metrics_port(parser: argparse.ArgumentParser) -> None:
+    text = "Prometheus metrics on this loopback port too, as 127.0.0.1:9781 (`replug metrics` needs none)"
+    parser.add_argument("--metrics", type=_loopback, metavar="HOST:PORT", help=text)
+
+
+def _log(parser: argparse.ArgumentParser) -> None:
+    _side(parser)
+    parser.add_argument("role", metavar="ROLE")
+    parser.add_argument("--follow", action="store_true", help="go on with what is written, until Ctrl-C")
+    parser.add_argument("--level", choices=_LEVELS, help="set its level, also for successors, and print nothing")
+    _format(parser)
+    parser.set_defaults(run=_log_run)
+
+
+def _trace(parser: argparse.ArgumentParser) -> None:
+    _side(parser)
+    parser.add_argument("role", metavar="ROLE", nargs="?", help="only this one (default: all that handle I/O)")
+    parser.add_argument("--io", default="", metavar="ID", help="only I/Os whose id begins so: an export, or one I/O")
+    parser.add_argument("--for", dest="for_s", type=_time, metavar="T", help="end after this time (default: Ctrl-C)")
+    _format(parser)
+    parser.set_defaults(run=_trace_run)
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    text = "default: human on a terminal, else JSON lines"
+    parser.add_argument("--format", choices=("human", "json"), help=text)
 
 
 def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -227,6 +266,16 @@ def _gadget(text: str) -> str:
     return text
 
 
+def _loopback(text: str) -> str:
+    from bus.metrics import checked_address
+
+    try:
+        checked_address(text)
+    except Refused as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def _time(text: str) -> float:
     try:
         return parse_time(text)
@@ -253,7 +302,8 @@ def _delegate(options: argparse.Namespace) -> int:
 def _gadget_up_run(options: argparse.Namespace) -> int:
     from tools.cli import gadget
 
-    wish = gadget.Wish(options.udc, options.serial, options.vid, options.pid, options.queue_depth, options.max_io)
+    o = options
+    wish = gadget.Wish(o.udc, o.serial, o.vid, o.pid, o.queue_depth, o.max_io, o.metrics)
     return gadget.up(options.instance, wish, options.adopt)
 
 
@@ -267,7 +317,7 @@ def _host_serve_run(options: argparse.Namespace) -> int:
     from tools.cli import host
 
     wishes = [
-        host.Wish(o.instance, tuple(o.source), o.block_size, o.read_only, o.gadget)
+        host.Wish(o.instance, tuple(o.source), o.block_size, o.read_only, o.gadget, o.metrics)
         for o in getattr(options, "several", [options])
     ]
     return host.serve(wishes, host.How(options.background, options.adopt))
@@ -316,15 +366,26 @@ def _status_run(options: argparse.Namespace) -> int:
 def _top_run(options: argparse.Namespace) -> int:
     if options.interval < 0.1:
         raise Refused(f"--interval {options.interval:g}s: below 100ms it would be the load that it shows")
-    from tools.top.app import run
+    from pathlib import Path
 
-    return run(options.side, options.instance, options.interval)
+    from tools.top.app import Picture, run
+
+    if options.for_s is not None and options.record is None:
+        raise Refused("--for: it is how long to record: name the picture with --record FILE.svg")
+    picture = Picture(Path(options.record), options.for_s) if options.record else None
+    return run(options.side, options.instance, options.interval, picture)
 
 
 def _replace_run(options: argparse.Namespace) -> int:
     from tools.cli import roles
 
     return roles.replace(options.command, options.side, options.instance, options.role)
+
+
+def _metrics_run(options: argparse.Namespace) -> int:
+    from tools.cli import metrics
+
+    return metrics.show(options.side, options.instance)
 
 
 def _doctor_run(options: argparse.Namespace) -> int:
@@ -346,6 +407,15 @@ def _completion_run(options: argparse.Namespace) -> int:
 
 
 def _log_run(options: argparse.Namespace) -> int:
-    from tools.cli import roles
+    from tools.cli import logs
 
-    return roles.log(options.side, options.instance, options.role)
+    if options.level:
+        return logs.set_level(options.side, options.instance, options.role, options.level)
+    return logs.log(options.side, options.instance, options.role, options.format, options.follow)
+
+
+def _trace_run(options: argparse.Namespace) -> int:
+    from tools.cli import logs
+
+    o = options
+    return logs.trace(o.side, o.instance, o.role, o.io, o.for_s, o.format)

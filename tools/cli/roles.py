@@ -1,20 +1,23 @@
-"""`replug restart|drain|kill|log ROLE`: things done to one role of a running side. Also what top does at a key."""
+"""`replug restart|drain|kill ROLE`: things done to one role of a running side. Also what top does at a key."""
 
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, living, recorded_roles
+from bus.runtime import Runtime, Side, living, recorded_roles
 from common import limits
 from common.errors import Exit, Gone, Refused
 from common.units import show_ms
+from tools.cli.look import ask_all
 from tools.cli.side import find, processes, say
+from tools.cli.waiting import Waiting
 from tools.cli.where import SUPERVISORS
 from tools.supervise.launch import kill
 
 _LOOK_S = 0.02
+_ANSWER_S = 0.5  # of one look at the watchdog, or at the queues, which may be busy: what they do not tell is left out
 _DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
@@ -24,17 +27,20 @@ def replace(how: str, side: str | None, instance: str, role: str) -> int:
     return Exit.DONE
 
 
-def replaced(runtime: Runtime, how: str, role: str) -> str:
+def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] = say) -> str:
     """Do it, and tell what happened. Refused with a status if there is no successor, or a drain became a kill."""
     began = time.monotonic()
     before = _end(runtime, how, role)
-    deadline = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S
+    deadline, waiting = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S, Waiting()
     while time.monotonic() < deadline:
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
-            return _told(how, role, before, row, time.monotonic() - began)
+            return _told(how, role, before, row, time.monotonic() - began) + io_pause(runtime, role, row["pause_ms"])
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
+        stage = f"{role} ({row['phase'] if row and row.get('phase') else 'it or the watchdog is being replaced'})"
+        if line := waiting.line(stage, time.monotonic()):
+            show(line)
         time.sleep(_LOOK_S)
     raise Refused(f"{role}: no successor is ready: see 'replug log {role}'", Exit.FAULT)
 
@@ -60,26 +66,24 @@ def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took
     return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
 
 
+def io_pause(runtime: Runtime, role: str, pause_ms: int | None) -> str:
+    """How long I/O waited, as the gadget's queues have seen it in the last second or two; the host cannot tell."""
+    if runtime.side is not Side.GADGET:
+        return ""
+    queues = [name for name in recorded_roles(runtime) if name.startswith("queue.") and living(runtime, name)]
+    waits = []
+    for name, answer in ask_all(runtime, queues, _ANSWER_S).items():
+        if isinstance(answer, dict):
+            wait_ms = max(float(answer.get("slowest_ms", 0)), float(answer.get("oldest_ms", 0)))
+            # A new queue has counted only since it was there; what it was given at once had waited for it.
+            waits.append(wait_ms + (pause_ms or 0 if name == role and wait_ms else 0))
+    longest_ms = max(waits, default=0.0)
+    return f"; I/O waited for {show_ms(longest_ms / 1000)} at most" if longest_ms else "; no I/O was under way"
+
+
 def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:
     try:
-        rows = processes(runtime)["processes"]
+        rows = processes(runtime, _ANSWER_S)["processes"]  # a call that went to the dead one is said again soon
     except Gone:
         return None  # it may be the watchdog that is replaced
     return next((row for row in rows if row["role"] == role), None)
-
-
-def log(side: str | None, instance: str, role: str) -> int:
-    """What the role's log still has, older part first."""
-    runtime = find(side, instance)
-    if role not in recorded_roles(runtime):
-        raise Refused(f"{role}: no such role here: the roles are {', '.join(recorded_roles(runtime))}")
-    for line in log_lines(runtime, role):
-        sys.stdout.write(line + "\n")
-    return Exit.DONE
-
-
-def log_lines(runtime: Runtime, role: str) -> list[str]:
-    """The log's older part, the log, and what the interpreter itself said at last."""
-    path = runtime.log_path(role)
-    parts = [part for part in (path.with_name(f"{path.name}.1"), path, path.with_suffix(".err")) if part.exists()]
-    return [line for part in parts for line in part.read_text(errors="replace").splitlines()]

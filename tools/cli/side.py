@@ -17,6 +17,7 @@ from bus.role import WATCHDOG
 from bus.runtime import ProcessRecord, Runtime, living, read_record, recorded_roles, take_reason
 from common import limits
 from common.errors import Exit, Gone, Refused
+from tools.cli.waiting import Waiting
 from tools.cli.where import find as find
 from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, launch, supervised
 from tools.supervise.memory import Memory, failures_path
@@ -27,6 +28,7 @@ Status = dict[str, Any]
 _LOOK_S = 0.1  # between two looks while something is waited for
 _ANSWER_S = 2.0
 _ADOPT_S = 4 * limits.SILENCE_S  # by then watchdog and spawner have replaced each other, if either still can
+_ENDING_S = 1.0  # between two questions who has not ended yet
 _LAST_S = 1.0  # from the removal of the directory to the exit of the process that removed it
 _DOWN_S = 3 * (limits.DRAIN_S + limits.DEATH_S + limits.RETIRE_S) + limits.READY_S  # stages, and a fresh start
 
@@ -98,7 +100,7 @@ def bring_up(plan: Plan, runtime: Runtime) -> "Popen[bytes]":
 
 def _await_ready(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> None:
     deadline = time.monotonic() + limits.READY_S + limits.READY_S / 2
-    told = time.monotonic() + 3.0
+    waiting = Waiting()
     while True:
         waits_for, failed = _look(runtime, plan, spawner)
         if failed is not None:
@@ -107,9 +109,8 @@ def _await_ready(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> None:
             return
         if time.monotonic() > deadline:
             raise Refused(f"{runtime.side}: not ready after {limits.READY_S * 1.5:g} s: {waits_for}", Exit.FAULT)
-        if time.monotonic() > told:
-            say(f"waiting for {waits_for}")
-            told = time.monotonic() + 5.0
+        if line := waiting.line(waits_for, time.monotonic()):
+            say(line)
         time.sleep(_LOOK_S)
 
 
@@ -187,7 +188,7 @@ def _ask_down(runtime: Runtime) -> "Popen[bytes] | None":
 
 def _await_down(runtime: Runtime, show: Callable[[str], None], fresh: "Popen[bytes] | None") -> None:
     deadline = time.monotonic() + _DOWN_S
-    told = time.monotonic() + 3.0
+    waiting, due = Waiting(), 0.0
     last: list[ProcessRecord] = []
     while runtime.root.is_dir():
         last = all_living(runtime) or last
@@ -201,9 +202,10 @@ def _await_down(runtime: Runtime, show: Callable[[str], None], fresh: "Popen[byt
         if time.monotonic() > deadline:
             left = ", ".join(f"{r.role} ({r.pid})" for r in all_living(runtime)) or "nobody"
             raise Refused(f"{runtime.side} does not go down: alive: {left}: see {runtime.root}/log", Exit.FAULT)
-        if time.monotonic() > told:
-            show(f"waiting for {_ending(runtime)} to end")
-            told = time.monotonic() + 5.0
+        if time.monotonic() > due:
+            due = time.monotonic() + _ENDING_S
+            if line := waiting.line(f"{_ending(runtime)} to end", time.monotonic()):
+                show(line)
         await_deaths(last[:1], _LOOK_S)
         time.sleep(_LOOK_S / 5)  # what remains is the removal of a directory
     if not await_deaths(last, _LAST_S):  # the spawner, which removed it, and what its watchdog did not know of

@@ -91,6 +91,8 @@ _HEADS = ("PROCESS", "PID", "STATE", "RESTARTS", "MEM", "CPU", "LAST EXIT")
 def process_cells(row: dict[str, Any]) -> list[str]:
     """One process as text: role, pid, state, restarts, memory, CPU, last exit or reason."""
     last = row.get("reason") if row["state"] in ("failed", "stuck", "starting") else row["last_exit"]
+    if row["state"] == "running" and row.get("answers") is False:
+        last = f"does not answer; {last}".removesuffix("; ")
     pause = f", pause {row['pause_ms']} ms" if row["last_exit"] and row["pause_ms"] is not None else ""
     return [
         row["role"],

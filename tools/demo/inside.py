@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bus.runtime import Runtime, Side, living
+from common.log import human
 from common.units import show_ms
 from tools.cli.status import look
 from tools.demo import dd, faults, image
@@ -152,7 +153,7 @@ def _comm(path: Path) -> str:
 def _tell_logs() -> None:
     for path in sorted(Path("/run/replug").glob("*/log/*.log")):
         for line in path.read_text(errors="replace").splitlines()[-25:]:
-            tell("log", text=f"{path.parent.parent.name}: {line}")
+            tell("log", text=f"{path.parent.parent.name}: {human(line)}")
 
 
 # -- (a) and (b): the file system ------------------------------------------------------------------------------------

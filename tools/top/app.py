@@ -15,6 +15,8 @@ import threading
 import time
 import tty
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console, ConsoleDimensions
 from rich.live import Live
@@ -22,22 +24,44 @@ from rich.text import Text
 
 from bus.runtime import recorded_roles
 from common.errors import Exit, Refused, ReplugError
+from common.log import human
+from tools.cli.logs import lines_of
 from tools.cli.look import Document, look_for
-from tools.cli.roles import log_lines, replaced
+from tools.cli.roles import replaced
 from tools.cli.where import meant
 from tools.top.core import Order, Top
 from tools.top.layout import Line, draw
+from tools.top.picture import Record
 
 _LOOK_S = 1.0
 _LOG_LINES = 500
 _ESCAPES = {"\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down", "\x1b": "escape"}
 
 
-def run(side: str | None, instance: str, interval_s: float) -> int:
+@dataclass(frozen=True)
+class Picture:
+    """Where an SVG of all that was shown is written; `for_s` ends it, which it must without a terminal."""
+
+    path: Path
+    for_s: float | None = None
+    width: int = 100  # without a terminal
+    height: int = 30
+
+
+def run(side: str | None, instance: str, interval_s: float, picture: Picture | None = None) -> int:
     """Until q, Ctrl-C or SIGTERM; the terminal is as it was afterwards. Refused without a terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    app = _App(side, instance, interval_s)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        status = app.run(picture.for_s if picture else None)
+    elif picture is not None and picture.for_s is not None:
+        status = app.run_unseen(picture.for_s, (picture.width, picture.height))
+    elif picture is not None:
+        raise Refused("top: this is no terminal: say with --for how long to record")
+    else:
         raise Refused("top: this is no terminal: 'replug status --watch' is for pipes")
-    return _App(side, instance, interval_s).run()
+    if picture is not None:
+        app.write(picture.path)
+    return status
 
 
 class _App:
@@ -48,25 +72,51 @@ class _App:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._look_now = threading.Event()
         self._ended = False
+        self._record, self._size = Record(), (0, 0)
 
-    def run(self) -> int:
+    def run_unseen(self, for_s: float, size: tuple[int, int]) -> int:
+        """Look and draw for nobody but the record."""
+        meant(self._side, self._instance)
+        self._size, ends = size, time.monotonic() + for_s
+        threading.Thread(target=self._looks, name="looks", daemon=True).start()
+        with self._signals():
+            while not self._ended and time.monotonic() < ends:
+                self._draw()
+                self._wait([])
+        return Exit.DONE
+
+    def _draw(self) -> list[Line]:
+        now = time.monotonic()
+        lines = draw(self._top.view(now, time.time()), *self._size)
+        self._record.add(now, lines)
+        return lines
+
+    def write(self, path: Path) -> None:
+        """What was shown, as a picture. Whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(self._record.svg(*self._size, f"replug top: {self._side or ''} {self._instance}"))
+        temporary.replace(path)
+        print(f"replug: written: {path}", file=sys.stderr)
+
+    def run(self, for_s: float | None = None) -> int:
+        ends = None if for_s is None else time.monotonic() + for_s
         meant(self._side, self._instance)  # Refused now rather than on the screen, if it is not clear which one
         console = Console(highlight=False)
         with self._signals(), _cbreak(), Live(console=console, screen=True, auto_refresh=False) as live:
             threading.Thread(target=self._looks, name="looks", daemon=True).start()
-            while not self._ended:
-                view = self._top.view(time.monotonic(), time.time())
+            while not self._ended and (ends is None or time.monotonic() < ends):
                 # Asked each time, and not of rich, which believes COLUMNS and LINES: those do not follow a resize.
                 size = os.get_terminal_size(sys.stdout.fileno())
                 console.size = ConsoleDimensions(size.columns, size.lines)
-                live.update(_text(draw(view, console.width, console.height)), refresh=True)
-                self._wait()
+                self._size = console.width, console.height
+                live.update(_text(self._draw()), refresh=True)
+                self._wait([sys.stdin.fileno()])
         return Exit.DONE
 
     # -- what comes in -------------------------------------------------------------------------------------------
-    def _wait(self) -> None:
+    def _wait(self, typed: list[int]) -> None:
         """Until a key, a signal (a resize is one), a look or a word of an order; at most until ages have changed."""
-        ready, _, _ = select.select([sys.stdin, self._wake_r], [], [], self._interval_s)
+        ready, _, _ = select.select([*typed, self._wake_r], [], [], self._interval_s)
         if self._wake_r in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_r, 4096)
@@ -77,7 +127,7 @@ class _App:
                 self._top.note(found, clock)
             else:
                 self._top.looked(found, time.monotonic(), clock)
-        if sys.stdin in ready:
+        if sys.stdin.fileno() in ready:
             data = os.read(sys.stdin.fileno(), 64)
             self._ended = self._ended or not data  # the terminal is gone
             for key in _keys(data.decode(errors="replace")):
@@ -113,7 +163,9 @@ class _App:
     def _command(self, how: str, role: str) -> None:
         try:
             runtime = meant(self._side, self._instance)
-            self._tell(replaced(runtime, how, role) if runtime is not None else f"{how} {role}: nothing runs")
+            self._tell(
+                replaced(runtime, how, role, self._tell) if runtime is not None else f"{how} {role}: nothing runs"
+            )
         except (ReplugError, OSError) as error:
             self._tell(str(error))
         self._look_now.set()
@@ -123,7 +175,7 @@ class _App:
             runtime = meant(self._side, self._instance)
             if runtime is None or role not in recorded_roles(runtime):
                 return ["no log: nothing runs"]
-            return log_lines(runtime, role)[-_LOG_LINES:]
+            return [human(line) for line in lines_of(runtime, role)[-_LOG_LINES:]]
         except (ReplugError, OSError) as error:
             return [str(error)]
 

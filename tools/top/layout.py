@@ -146,9 +146,11 @@ def _processes(view: View, width: int, room: int) -> list[Line]:
         chosen, state = row["role"] == view.selected, str(row["state"])
         pause = f", {row['pause_ms']} ms" if row["pause_ms"] is not None else ""
         last = str(row.get("reason") or "") if state not in ("running", "gone") else ""
+        if state == "running" and row.get("answers") is False:
+            last = "does not answer"
         cells = [row["role"], str(row["pid"] or "-"), state, row["up"], _generation(int(row["generation"]))]
         cells += [str(row["restarts"]), f"{row['cpu_percent']:.0f}%", show_size(row["rss_bytes"])]
-        cells.append((last or row["last_exit"].replace("killed by ", "")) + (pause if row["last_exit"] else ""))
+        cells.append((last or row["last_exit"]).replace("killed by ", "") + (pause if row["last_exit"] else ""))
         style = "reverse" if chosen else _style(state) if state != "running" else ""
         lines.append([(_process_row(width, cells, "▶" if chosen else " "), style)])
     return lines

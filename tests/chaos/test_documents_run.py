@@ -1,0 +1,264 @@
+"""Every command of README and docs, run as it is written: here, or by the test that is named; or it is told why not.
+
+Here means a shell with `replug` in its path on a machine of its own: one that has the gadget side up, one the host side
+(real processes, the kernels modelled), or one where nothing runs. Names and places of the documents are put in place
+of those of the machine. A command that no table below knows fails, so that a new one is thought about.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+import tools
+from bus.runtime import Runtime, Side
+from tests.native.bench import Bench, await_, bench
+from tests.unit.test_docs import DOCS, TOP, blocks
+from tools.cli.look import look
+from tools.cli.side import take_down
+from tools.demo.inside import REPLUG
+
+ROOT = Path(tools.__file__).parent.parent
+PAGES = [path for path in (*TOP, *DOCS) if path.name != "commands.md"]
+GADGET, HOST, NOTHING = "gadget", "host", "nothing"
+
+# Run here and end by themselves: on which machine.
+RUN = {
+    "replug status": GADGET,
+    "replug restart ROLE": GADGET,
+    "replug metrics": GADGET,
+    "replug log usb": GADGET,
+    "replug log usb --format json": GADGET,
+    "replug log usb --level debug": GADGET,
+    "replug trace --for 5s": GADGET,
+    "sudo replug kill usb": GADGET,
+    "curl --unix-socket /run/replug/gadget-default/metrics http://replug/metrics": GADGET,
+    "sudo replug export resume rootfs": GADGET,
+    "sudo replug export fail rootfs": GADGET,
+    "replug export fail rootfs": GADGET,
+    "sudo replug export limit rootfs 5min": GADGET,
+    "sudo replug export limit rootfs none": GADGET,
+    "replug host add scratch.img": HOST,
+    "replug host eject": HOST,
+    "replug doctor": NOTHING,
+    "sudo replug doctor --side gadget": NOTHING,
+    "replug doctor --side host": NOTHING,
+    "replug config check F": NOTHING,
+    "replug config check farm.toml": NOTHING,
+    "replug config check /etc/replug/board.toml": NOTHING,
+    'eval "$(replug completion)"': NOTHING,
+    "truncate -s 64M disk.img": NOTHING,
+    "mkfs.ext4 -q disk.img": NOTHING,
+}
+LACKS_OR_DONE = {command: {0, 4} for command in RUN if "doctor" in command}  # as this machine is
+EXITS = {
+    **LACKS_OR_DONE,
+    "sudo replug export resume rootfs": {0, 2},  # 2: it is not parked, which is said
+    "sudo replug export fail rootfs": {0, 2},
+    "replug export fail rootfs": {0, 2},
+}
+# Run here and go on until Ctrl-C: on which machine, and what is in their output by then.
+ENDLESS = {
+    "replug status --watch": (GADGET, "healthy"),
+    "replug log usb --follow": (GADGET, '"role":"usb"'),
+    "replug trace --io 4feb21c0": (GADGET, ""),
+    "replug trace queue.4feb21c0": (GADGET, ""),
+    "replug host serve rootfs.img": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve rootfs.img data.img": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve disk.img": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve rootfs.img --metrics 127.0.0.1:9782": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve 'overlay:/var/lib/board7.map?over=rootfs.img'": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve 'overlay:/srv/board1.map?over=/srv/rootfs.img'": (NOTHING, "Ctrl-C ends it"),
+    "replug host serve --config farm.toml": (NOTHING, "Ctrl-C ends it"),
+}
+# Run by another test, which has these words: on a real kernel, or in a terminal.
+ELSEWHERE = {
+    "replug gadget up": ("tests/e2e/test_main_path.py", '"gadget", "up"'),
+    "sudo replug gadget up": ("tests/e2e/test_main_path.py", '"gadget", "up"'),
+    "sudo replug gadget up --metrics 127.0.0.1:9781": ("tests/unit/test_metrics.py", '"metrics": f"127.0.0.1:'),
+    "replug gadget down": ("tests/e2e/test_main_path.py", '"gadget", "down"'),
+    "sudo replug gadget down": ("tests/e2e/test_main_path.py", '"gadget", "down"'),
+    "sudo replug gadget down --force": ("tests/e2e/test_main_path.py", '"--force"'),
+    "sudo replug gadget up --instance a --udc fe980000.usb": ("tests/system/test_several.py", '"--udc"'),
+    "sudo replug gadget up --instance b --udc fe990000.usb": ("tests/system/test_several.py", '"--udc"'),
+    "replug status --instance board1": ("tests/system/test_several.py", '"--instance"'),
+    "replug top --instance board2": ("tests/unit/test_top_screen.py", "tools.cli top"),
+    "replug top": ("tests/unit/test_top_screen.py", "tools.cli top"),
+    "sudo replug top": ("tests/unit/test_top_screen.py", "tools.cli top"),
+    "sudo umount /dev/ublkb0": ("tests/e2e/test_file_systems.py", "umount"),
+    "sudo umount /mnt": ("tests/e2e/test_file_systems.py", "umount"),
+    "sudo mount /dev/ublkb0 /mnt": ("tests/e2e/test_file_systems.py", "mount"),
+    "sudo dd if=/dev/zero of=/mnt/file bs=1M count=32 oflag=direct status=progress": ("tools/demo/dd.py", '"dd"'),
+    "make demo": ("tests/system/test_deb.py", "demo"),
+    "make deb": ("tests/unit/test_package_deb.py", "deb"),
+    "make top": ("tests/chaos/test_top_kills.py", "Terminal("),
+    "sudo apt install ./dist/replug_*_all.deb": ("tests/system/test_deb.py", "dpkg"),
+    "sudo systemctl enable --now replug-gadget.service": ("tests/system/test_systemd.py", "replug-gadget"),
+    "sudo systemctl enable --now replug-host.service": ("tests/system/test_systemd.py", "replug-host"),
+}
+# Not run by any test, and why.
+NOT_RUN = {
+    "make test": "it is what runs this",
+    "replug host serve /dev/vg/snapshot https://server/rootfs.img random:7?size=64M": "wants LVM and a server: see "
+    "tests/unit/test_source_conformance.py and test_source_http.py",
+    "echo 'add_dracutmodules+=\" replug \"' | sudo tee /etc/dracut.conf.d/replug.conf": "changes the machine's boot",
+    "sudo dracut --force": "changes the machine's boot",
+    "sudo rc-update add replug-gadget default": "wants OpenRC; the scripts' syntax is tested in test_package_apk.py",
+    "sudo rc-service replug-gadget start": "wants OpenRC",
+    'sudo adduser "$USER" plugdev': "changes the machine's users",
+    "sudo pkill -KILL -f tools.supervise.spawner": "would strike every spawner of this machine: see "
+    "tests/chaos/test_native.py",
+    "sudo systemctl enable --now replug-gadget@board.service": "only the unit without a name is started by a test",
+    "sudo systemctl kill --signal=KILL replug-gadget.service": "wants the installed unit of an older version",
+    **{
+        command: "wants a storage server and its tools"
+        for command in (
+            "sudo lvcreate --snapshot --size 4G --name board1 vg0/rootfs",
+            "sudo replug host serve board1=/dev/vg0/board1",
+            "sudo lvremove vg0/board1",
+            "sudo rbd map --options lock_on_read rbd/board1",
+            "sudo replug host serve board1=/dev/rbd/rbd/board1",
+            "sudo modprobe nbd",
+            "sudo nbd-client -persist -timeout 0 server.example /dev/nbd0 -name board1",
+            "sudo replug host serve board1=/dev/nbd0",
+            "sudo iscsiadm -m discovery -t sendtargets -p server.example",
+            "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p server.example --login",
+            "sudo replug host serve board1=/dev/disk/by-path/"
+            "ip-server.example:3260-iscsi-iqn.2024-01.example:board1-lun-0",
+        )
+    },
+}
+
+
+def commands() -> list[str]:
+    """Each line of the shell blocks, without its comment."""
+    found: list[str] = []
+    for path in PAGES:
+        for language, block in blocks(path.read_text()):
+            if language == "sh" or (language == "" and path.name == "README.md"):
+                lines = [re.sub(r"\s+# .*$", "", line).strip() for line in block.replace("\\\n", " ").splitlines()]
+                found += [line for line in lines if line and not line.startswith("demo: pass")]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Machines:
+    """`base` is where both sides run; each machine sees only its own."""
+
+    base: Path
+    work: Path
+    export_id: str
+
+    def run(self, command: str, machine: str, output: int | TextIO = subprocess.PIPE) -> "subprocess.Popen[str]":
+        runtime = self.work / machine
+        environment = {
+            **os.environ,
+            "PATH": f"{self.work / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "REPLUG_RUNTIME": str(runtime),
+        }
+        for name, here in {
+            "/run/replug/": f"{runtime}/", "/var/lib/": f"{self.work}/", "/srv/": f"{self.work}/",
+            "/etc/replug/": f"{self.work}/", "4feb21c0": self.export_id, " ROLE": " usb", "check F": "check farm.toml",
+        }.items():  # fmt: skip
+            command = command.replace(name, here)
+        return subprocess.Popen(
+            ["bash", "-euc", command], cwd=self.work, env=environment, text=True,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    work = tmp_path_factory.mktemp("d")
+    for name in ("rootfs.img", "data.img", "scratch.img", "board1.img", "board2.img", "data2.img", "phone.img"):
+        (work / name).write_bytes(bytes(1 << 20))
+    (work / "bin").mkdir()
+    for name, text in {"replug": f"cd {work}; exec {shlex.join(REPLUG)}", "sudo": "exec"}.items():
+        (work / "bin" / name).write_text(f'#!/bin/sh\nexport PYTHONPATH={ROOT}\n{text} "$@"\n')
+        (work / "bin" / name).chmod(0o755)
+    tables = {"farm.toml": "docs/how-to/many-gadgets.md", "board.toml": "docs/how-to/run-as-a-service.md"}
+    for name, page in tables.items():
+        toml = next(text for language, text in blocks((ROOT / page).read_text()) if language == "toml")
+        (work / name).write_text(toml.replace("/srv/", f"{work}/"))
+    served = work / "served" / "rootfs.img"  # another one: an image is never served twice
+    served.parent.mkdir()
+    served.write_bytes(bytes(1 << 20))
+    with bench([served]) as here:
+        _see_apart(here, work)
+        export_id = str(look(Runtime(Side.GADGET))["exports"][0]["id"]).removeprefix("0x")
+        yield Machines(here.base, work, export_id)
+
+
+def _see_apart(here: Bench, work: Path) -> None:
+    for side in Side:
+        (work / side.value).mkdir()
+        (work / side.value / f"{side}-default").symlink_to(Runtime(side).root)
+    (work / NOTHING).mkdir()
+
+
+def test_each_command_of_the_documents_is_known_to_one_table_and_no_table_knows_more() -> None:
+    tables = (RUN, ENDLESS, ELSEWHERE, NOT_RUN)
+    known = [command for table in tables for command in table]
+    assert len(known) == len(set(known))
+    assert set(commands()) - set(known) == set(), "is not run by any test"
+    assert set(known) - set(commands()) == set(), "is in no document any more"
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_the_test_that_runs_it_is_there(command: str) -> None:
+    file, words = ELSEWHERE[command]
+    assert words in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_that_ends_does_what_the_document_says(machines: Machines, command: str) -> None:
+    if command.startswith("mkfs"):
+        (machines.work / "disk.img").write_bytes(bytes(64 << 20))
+    process = machines.run(command, RUN[command])
+    output, _ = process.communicate(timeout=50)
+    assert process.returncode in EXITS.get(command, {0}), output
+    assert "Traceback" not in output and "usage:" not in output, output
+    if "export fail" in command and process.returncode == 0:
+        resume = machines.run("replug export resume rootfs", GADGET)
+        assert resume.wait(50) == 0
+    if RUN[command] == GADGET:
+        await_(lambda: look(Runtime(Side.GADGET))["state"] == "healthy", "the side to be as it was")
+
+
+@pytest.mark.parametrize("command", ENDLESS)
+def test_a_command_that_goes_on_ends_at_ctrl_c(machines: Machines, command: str, tmp_path: Path) -> None:
+    machine, words = ENDLESS[command]
+    if "disk.img" in command:
+        (machines.work / "disk.img").write_bytes(bytes(1 << 20))
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = machines.run(command, machine, file)
+    try:
+        output, end = "", time.monotonic() + 40
+        while words not in output or not output:
+            output = said.read_text()
+            assert process.poll() is None, output
+            assert time.monotonic() < end, f"waited for {words!r}: {output}"
+            if not words and time.monotonic() > end - 37:
+                break  # nothing is said by one that waits for I/O
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(40) in (0, 130, -signal.SIGINT), output
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        _clear(machines)
+
+
+def _clear(machines: Machines) -> None:
+    """What a `host serve` that was killed has left."""
+    for root in (machines.work / NOTHING).glob("host-*"):
+        take_down(Runtime(Side.HOST, root.name.removeprefix("host-"), machines.work / NOTHING), lambda text: None)
