@@ -55,6 +55,7 @@ class Role:
             "status": self._call_status,
             "log_level": self._call_log_level,
             "trace": self._call_trace,
+            "record": self._call_record,
         }
         self._control = ControlServer(
             self.loop,
@@ -156,6 +157,9 @@ class Role:
     def _call_trace(self, arguments: Arguments) -> str:
         trace.arm(arguments)
         return str(arguments["name"])
+
+    def _call_record(self, arguments: Arguments) -> list[tuple[str, int]]:
+        return trace.record(bool(arguments["on"]))
 
 
 def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:

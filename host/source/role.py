@@ -105,6 +105,7 @@ class SourceRole:
             began = time.monotonic()
             trace.point("source.thread.working")
             status = self._executor.do(job, self._arenas[job.generation].memory)
+            trace.point("source.thread.done")
             took_s = time.monotonic() - began
             self._role.loop.post(
                 lambda job=job, status=status, took_s=took_s: self._finished(job, status, took_s)  # type: ignore[misc]
@@ -128,6 +129,7 @@ class SourceRole:
         for start in range(0, len(batch), limits.MAX_BATCH):
             # False: usb is dead. Its successor has never heard of these.
             self._usb.send(Kind.COMPLETIONS, batch[start : start + limits.MAX_BATCH])
+            trace.point("source.completions.sent")
 
     def _drain(self) -> None:
         """Leave when nothing runs: a write that is cut short leaves a block half new, which is allowed but not nice."""

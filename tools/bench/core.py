@@ -99,6 +99,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Step:
+    """From one trace point to the next, of a lone I/O."""
+
+    name: str
+    median_us: float
+
+
+@dataclass(frozen=True)
 class Ratio:
     """A figure of one run divided by another of the same run. `goal`: what issue and limits ask for."""
 

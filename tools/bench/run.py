@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Refused
-from tools.bench import fio, link, messages
+from tools.bench import fio, hops, link, messages
 from tools.bench.block import block
-from tools.bench.core import ALL_LOADS, RATIO_LOADS, Figure
+from tools.bench.core import ALL_LOADS, LONE_READ, RATIO_LOADS, Figure, Step
 from tools.bench.mass_storage import mass_storage
 from tools.bench.system import System
-from tools.bench.whole import whole
+from tools.bench.whole import INSTANCE, whole
 
 SYSTEMS: dict[str, System] = {"block": block, "whole": whole, "mass_storage": mass_storage}
 """What is loaded by fio. Another system hangs here."""
 
+_PROFILE_S = 1.5
 NAMES = ("bus", "link", *SYSTEMS)
 
 
@@ -34,6 +35,7 @@ class Wish:
     quick: bool = True
     seconds: float = 3.0
     rounds: int = 1
+    profile: bool = False
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Run:
 
     figures: list[Figure] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
 
 
 def run(wish: Wish, tell: Callable[[str], None]) -> Run:
@@ -59,7 +62,18 @@ def run(wish: Wish, tell: Callable[[str], None]) -> Run:
                 except Refused as error:
                     done.left_out[name] = str(error)
                     tell(f"{name}: left out: {error}")
+        if wish.profile:
+            done.steps = _profile(Path(place))
     return done
+
+
+def _profile(place: Path) -> list[Step]:
+    """A lone read through the whole, with the trace points of its roles recorded."""
+    with whole(place) as ready:
+        roles = list(ready.processes())
+        hops.record(INSTANCE, roles, on=True)
+        fio.run("whole", ready.device, LONE_READ, _PROFILE_S, dict)
+        return hops.steps(hops.record(INSTANCE, roles, on=False))
 
 
 def _measure(name: str, wish: Wish, place: Path) -> Iterator[Figure]:

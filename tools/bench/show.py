@@ -1,23 +1,25 @@
 """Figures for people: tables on the terminal, and a chart as SVG."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from xml.sax.saxutils import escape
 
 from rich.console import Console
 from rich.table import Table as Rich
 
-from tools.bench.core import Figure, Table, ratios
+from tools.bench.core import Figure, Step, Table, ratios
 
 _COLOURS = {"bus": "#8c8c8c", "link": "#4878a8", "block": "#6aa84f", "whole": "#cc5533", "mass_storage": "#9a7fb8"}
 _ROW, _LEFT, _WIDTH = 18, 330, 960
 
 
-def print_tables(table: Table, left_out: Mapping[str, str]) -> None:
+def print_tables(table: Table, left_out: Mapping[str, str], steps: Sequence[Step]) -> None:
     """Throughput and latency, costs by role, ratios."""
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_speeds(table))
     console.print(_costs(table))
     console.print(_ratios(table))
+    if steps:
+        console.print(_profile(steps))
     for name, why in left_out.items():
         console.print(f"left out: {name}: {why}")
 
@@ -29,6 +31,16 @@ def _speeds(table: Table) -> Rich:
     for f in table.figures():
         tail = [_ms(f.latency_us.get(name)) for name in ("mean", "p50", "p95", "p99")]
         rich.add_row(f.system, f.load, f"{f.bytes_s / 1e6:.1f}", f"{f.iops:.0f}", *tail)
+    return rich
+
+
+def _profile(steps: Sequence[Step]) -> Rich:
+    rich = Rich(title="a lone 4K read, step by step (medians)", title_justify="left")
+    rich.add_column("from one point to the next")
+    rich.add_column("us", justify="right")
+    for step in steps:
+        rich.add_row(step.name, f"{step.median_us:.0f}")
+    rich.add_row("all", f"{sum(step.median_us for step in steps):.0f}")
     return rich
 
 

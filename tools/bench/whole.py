@@ -15,7 +15,7 @@ from gadget.usb import udc
 from tools.bench.system import Ready, await_, disk_file
 from tools.supervise.launch import all_living
 
-_INSTANCE = "bench"
+INSTANCE = "bench"
 _LIMIT_S = 120.0
 
 
@@ -41,7 +41,7 @@ def up(files: list[Path]) -> Iterator[list[Path]]:
 
 def processes() -> dict[str, int]:
     """Pid by side and role."""
-    return {f"{side}.{record.role}": record.pid for side in Side for record in all_living(Runtime(side, _INSTANCE))}
+    return {f"{side}.{record.role}": record.pid for side in Side for record in all_living(Runtime(side, INSTANCE))}
 
 
 def _live(count: int) -> dict[str, Path] | None:
@@ -54,7 +54,7 @@ def _live(count: int) -> dict[str, Path] | None:
 
 
 def _replug(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "tools.cli", *words, "--instance", _INSTANCE]
+    command = [sys.executable, "-m", "tools.cli", *words, "--instance", INSTANCE]
     return subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
 
 
@@ -66,5 +66,5 @@ def _must(*words: str) -> None:
 
 def status_of(side: Side, role: str) -> dict[str, Any]:
     """A role's own words."""
-    told: dict[str, Any] = ask(Runtime(side, _INSTANCE), role, "status", timeout_s=5.0)
+    told: dict[str, Any] = ask(Runtime(side, INSTANCE), role, "status", timeout_s=5.0)
     return told

@@ -209,6 +209,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs (version 1)")
     parser.add_argument("--chart", metavar="F", help="write a chart there, as SVG")
     parser.add_argument("--check", metavar="F", help="a document of --json: a ratio 15 % worse than there is a fault")
+    parser.add_argument("--profile", action="store_true", help="where the time of a lone read goes, step by step")
     parser.set_defaults(run=_bench_run)
 
 
