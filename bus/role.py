@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import zmq
 
 from bus.control import Arguments, ControlServer, Method
+from bus.direct import DirectContext
 from bus.envelope import Body, Kind
-from bus.lane import LaneClient, LaneServer
+from bus.lane import Context, LaneClient, LaneServer
 from bus.loop import Loop
 from bus.runtime import Runtime, take_name, write_reason
 from common import limits, trace
@@ -25,6 +26,7 @@ from common.errors import Gone, Refused, ReplugError, RoleExit
 from common.log import Level, Log
 
 WATCHDOG = "watchdog"
+DATA_LANE = "data"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Role:
     ) -> LaneClient:
         """Be a client of `server`'s lane; see bus.lane."""
         endpoint = self.runtime.endpoint(server, lane)
+        context = self._context_of(lane)
         return LaneClient(
-            self.loop, self.context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message
+            self.loop, context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message
         )
 
     def serve(
@@ -92,7 +95,12 @@ class Role:
     ) -> LaneServer:
         """Bind one of our lanes; see bus.lane."""
         endpoint = self.runtime.endpoint(self.name, lane)
-        return LaneServer(self.loop, self.context, self.log, self.name, self.generation, endpoint, on_peer, on_message)
+        context = self._context_of(lane)
+        return LaneServer(self.loop, context, self.log, self.name, self.generation, endpoint, on_peer, on_message)
+
+    def _context_of(self, lane: str) -> Context:
+        """Each I/O pays for what travels on a data lane: that one does without ZeroMQ's threads (bus.direct)."""
+        return DirectContext(self.loop) if lane == DATA_LANE else self.context
 
     def method(self, name: str, handler: Method) -> None:
         """Answer control call `name` with `handler(arguments)`."""

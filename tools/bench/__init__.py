@@ -25,6 +25,8 @@ def main(options: argparse.Namespace) -> int:
     table = core.Table(done.figures)
     if options.chart:
         Path(options.chart).write_text(show.chart(table))
+    if options.save:
+        Path(options.save).write_text(json.dumps(document, indent=1) + "\n")
     if options.json:
         print(json.dumps(document, indent=1))
     else:

@@ -6,20 +6,25 @@ A lone message there and back tells what each hop of a lone I/O costs, batches w
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import zmq
 
+from bus.direct import DirectContext
 from bus.envelope import Body, Kind
-from bus.lane import LaneClient, LaneServer
+from bus.lane import Context, LaneClient, LaneServer
 from bus.loop import Loop
 from tools.bench import usage
 from tools.bench.core import Figure
 
 _GENERATION = 1
 _BATCHES = (1, 16)
+
+
+_TRANSPORTS: dict[str, Callable[[Loop], Context]] = {"data": DirectContext, "zeromq": lambda loop: zmq.Context()}
+"""What a data lane has, and what all others have."""
 
 
 class _Silent:
@@ -29,18 +34,19 @@ class _Silent:
 
 def measure(place: Path, seconds: float) -> Iterator[Figure]:
     """Round trips of a message with 1 and with 16 items."""
-    endpoint = f"ipc://{place}/bench.lane"
-    with _echo(endpoint) as pid:
-        for batch in _BATCHES:
-            yield _one(endpoint, pid, batch, seconds)
+    for kind, make in _TRANSPORTS.items():
+        endpoint = f"ipc://{place}/{kind}"
+        with _echo(endpoint, make) as pid:
+            for batch in _BATCHES:
+                yield _one(kind, endpoint, pid, batch, seconds)
 
 
 @contextmanager
-def _echo(endpoint: str) -> Iterator[int]:
+def _echo(endpoint: str, make: Callable[[Loop], Context]) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
-            _serve(endpoint)
+            _serve(endpoint, make)
         finally:
             os._exit(1)
     with ExitStack() as stack:
@@ -49,8 +55,8 @@ def _echo(endpoint: str) -> Iterator[int]:
         yield pid
 
 
-def _serve(endpoint: str) -> None:
-    loop, context = Loop(), zmq.Context[zmq.Socket[bytes]]()
+def _serve(endpoint: str, make: Callable[[Loop], Context]) -> None:
+    loop = Loop()
     answers: list[list[int]] = []
     peers: list[str] = []
 
@@ -64,14 +70,15 @@ def _serve(endpoint: str) -> None:
             answers.clear()
 
     server = LaneServer(
-        loop, context, _Silent(), "echo", _GENERATION, endpoint, lambda role, generation, hello: None, asked
+        loop, make(loop), _Silent(), "echo", _GENERATION, endpoint, lambda role, generation, hello: None, asked
     )
     loop.before_wait(flush)
     loop.run()
 
 
-def _one(endpoint: str, pid: int, batch: int, seconds: float) -> Figure:
-    loop, context = Loop(), zmq.Context[zmq.Socket[bytes]]()
+def _one(kind: str, endpoint: str, pid: int, batch: int, seconds: float) -> Figure:
+    loop = Loop()
+    context = _TRANSPORTS[kind](loop)
     items = [[n, 0, n, n, 1, 0] for n in range(1, batch + 1)]
     count, end, began = 0, 0.0, 0.0
 
@@ -97,5 +104,8 @@ def _one(endpoint: str, pid: int, batch: int, seconds: float) -> Figure:
     loop.run()
     took = time.monotonic() - began
     costs = usage.since(before, usage.all_spent({"server": pid, "client": os.getpid()}))
-    context.destroy(linger=0)
-    return Figure("bus", f"there and back, {batch} in a message", took, count, 0, {"mean": took / count * 1e6}, costs)
+    if isinstance(context, zmq.Context):
+        context.destroy(linger=0)
+    return Figure(
+        "bus", f"{kind}: there and back, {batch} in a message", took, count, 0, {"mean": took / count * 1e6}, costs
+    )

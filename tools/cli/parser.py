@@ -207,6 +207,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=_time, default=3.0, metavar="T", help="of each load (default: 3s)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="all of it N times, the fastest counts")
     parser.add_argument("--json", action="store_true", help="for programs (version 1)")
+    parser.add_argument("--save", metavar="F", help="write what --json prints there, too")
     parser.add_argument("--chart", metavar="F", help="write a chart there, as SVG")
     parser.add_argument("--check", metavar="F", help="a document of --json: a ratio 15 % worse than there is a fault")
     parser.add_argument("--profile", action="store_true", help="where the time of a lone read goes, step by step")
