@@ -72,7 +72,7 @@ def test_kept_ratio_that_was_not_measured_is_a_regression() -> None:
 
 
 def test_costs_are_told_per_gib_and_per_1000_operations() -> None:
-    one = Figure("whole", LONE_READ.name, 1.0, 500, 1 << 29, {}, {"usb": Cost(3.0, 1000)})
+    one = Figure("whole", LONE_READ.name, 1.0, 500, 1 << 29, {"mean": 1.0}, {"usb": Cost(3.0, 1000)})
     assert (one.cpu_per_gib("usb"), one.cpu_per_1000("usb"), one.switches_per_1000("usb")) == (6.0, 6.0, 2000.0)
     told = document({"kernel": "x"}, [one], {})["figures"][0]["costs"]["usb"]
     assert told == {"cpu_s": 3.0, "cpu_s_per_gib": 6.0, "cpu_s_per_1000": 6.0, "switches_per_1000": 2000.0}
