@@ -77,10 +77,8 @@ class AioContext:
     def outstanding(self) -> int:
         return self._depth - len(self._free)
 
-    def submit(self, command: Command, fd: int, address: int, length: int, quiet: bool = False) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
         """Queue one transfer; returns its number. Transfers on one fd complete in the order of their submission.
-
-        The end of a `quiet` one does not make `eventfd` readable: `completions` tells of it when it is asked next.
 
         Raises BlockingIOError (EAGAIN) if `depth` transfers are outstanding, OSError(EBADF, EINVAL) for an fd that is
         closed, not open for this direction, or a directory. The state of the link is told by `completions`.
@@ -91,7 +89,7 @@ class AioContext:
         iocb = self._iocbs[number]
         iocb.aio_data, iocb.aio_lio_opcode, iocb.aio_fildes = number, command, fd
         iocb.aio_buf, iocb.aio_nbytes, iocb.aio_offset = address, length, 0
-        iocb.aio_flags, iocb.aio_resfd = 0 if quiet else _FLAG_RESFD, self.eventfd
+        iocb.aio_flags, iocb.aio_resfd = _FLAG_RESFD, self.eventfd
         self._pointer[0] = ctypes.addressof(iocb)
         syscall("io_submit", self._context, 1, ctypes.addressof(self._pointer))
         self._free.pop()

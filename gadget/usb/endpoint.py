@@ -75,12 +75,12 @@ class Endpoint:
             self._submitted[number] = transfer
             self._waiting.popleft()
 
-    def gather(self, iovecs: int, count: int, size_bytes: int, quiet: bool) -> None:
+    def gather(self, iovecs: int, count: int, size_bytes: int) -> None:
         """One transfer on an IN endpoint, now, from `count` struct iovec at address `iovecs`: `size_bytes` in all.
 
-        FunctionFS copies the bytes before this returns. `quiet` and what is raised: see `AioContext.submit`.
+        FunctionFS copies the bytes before this returns. Raises what `AioContext.submit` does.
         """
-        number = self._aio.submit(Command.PWRITEV, self.fd, iovecs, count, quiet)
+        number = self._aio.submit(Command.PWRITEV, self.fd, iovecs, count)
         self._submitted[number] = Transfer(None, 0, size_bytes, size_bytes)
 
     def ended(self, number: int) -> Transfer | None:

@@ -71,9 +71,7 @@ class PlaneV1:
             vectors.append((self._base + _PAD_AT, frame.pad))
         for index, (address, size) in enumerate(vectors):
             self._iovecs[index].iov_base, self._iovecs[index].iov_len = address, size
-        # Only the end of the last frame that may be out is news: the ends of others are seen with the next answer.
-        quiet = self._out.in_flight + 1 < limits.FRAMES_IN_FLIGHT
-        self._out.gather(addressof(self._iovecs), len(vectors), frame.size_bytes, quiet)
+        self._out.gather(addressof(self._iovecs), len(vectors), frame.size_bytes)
         for part in frame.parts:
             if part.last and part.size_bytes:
                 self._receiver.left(part.token[0], part.token[1])

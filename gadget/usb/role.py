@@ -96,7 +96,6 @@ class Usb:
             self._event(Event.HEARD)
 
     def _listen(self) -> None:
-        self._transport.collect()
         silent = self._role.loop.now() - self._heard_at > limits.LINK_SILENCE_S
         if silent and self._core.link is Link.ONLINE:
             self._event(Event.SILENT)

@@ -184,7 +184,6 @@ class Transport:
         self._handler.enabled()
 
     def _not_settled(self) -> None:
-        self.collect()
         if self._enabled and not self.settled:
             # We were stopped between looking at ep0 and submitting: they lie in the new epoch and wait for its data.
             self._log.error(f"{self._disowned} transfers of an ended epoch do not end: re-enumerating")
@@ -214,7 +213,6 @@ class Transport:
 
     def arm(self) -> None:
         """Keep reads for what the host sends queued, once the kernel has let go of the last epoch's buffers."""
-        self.collect()
         self._arming = True
         self._arm_if_settled()
 
@@ -247,14 +245,10 @@ class Transport:
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
         trace.point("usb.transfers.ended")
-        self.collect()
-        self._arm_if_settled()
-        self.submit()
-
-    def collect(self) -> None:
-        """See what has ended. Called now and then, too: no event tells of a quiet transfer's end."""
         for number, result in self._aio.completions():
             self._completed(number, result)
+        self._arm_if_settled()
+        self.submit()
 
     def _completed(self, number: int, result: int) -> None:
         for endpoint in self._endpoints.all():

@@ -30,7 +30,7 @@ class AioContext:
         self.eventfd, self.writes, self._next = self._line.fd, 0, 0
         self._addresses: dict[int, int] = {}
 
-    def submit(self, command: Command, fd: int, address: int, length: int, quiet: bool = False) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
         if len(self._addresses) >= self._depth:
             raise BlockingIOError(errno.EAGAIN, "all transfers are outstanding")
         data, size = b"", length

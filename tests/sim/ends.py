@@ -42,13 +42,11 @@ class AioContext:
         self._next = 0
         self._outstanding: dict[int, Aio] = {}
         self._done: list[tuple[int, int]] = []
-        self._quiet: set[int] = set()
-        self._signalled = False
-        self._waitable = Waitable(run.world, lambda: self._signalled)
+        self._waitable = Waitable(run.world, lambda: bool(self._done))
         self.eventfd = self._waitable.number
         self._process.on_death.append(self._died)
 
-    def submit(self, command: Command, fd: int, address: int, length: int, quiet: bool = False) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
         self._process.effect(f"aio {command.name}")
         if len(self._outstanding) >= self._depth:
             raise BlockingIOError(errno.EAGAIN, "all transfers are outstanding")
@@ -62,8 +60,6 @@ class AioContext:
         self._next += 1
         aio = Aio(self, self._next, address, size, data)
         self._outstanding[aio.number] = aio
-        if quiet:
-            self._quiet.add(aio.number)
         _, name = self._link.functions[fd]
         self._link.gadget_submit(name, aio)
         return aio.number
@@ -75,12 +71,10 @@ class AioContext:
     def ended(self, aio: Aio, result: int) -> None:
         if self._outstanding.pop(aio.number, None) is not None and self._process.alive:
             self._done.append((aio.number, result))
-            if aio.number not in self._quiet:
-                self._signalled = True
-                self._waitable.poke()
+            self._waitable.poke()
 
     def completions(self) -> list[tuple[int, int]]:
-        done, self._done, self._signalled = self._done, [], False
+        done, self._done = self._done, []
         return done
 
     def _died(self) -> None:
