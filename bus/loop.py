@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import zmq
 
 Handler = Callable[[], None]
+_AT_ONCE = 32  # descriptors told of by one poll: Python allocates room for 1023 else, each time
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)  # as flags of an Enum they cost more than the question itself
 
 
@@ -136,7 +137,7 @@ class Loop:
                 handler()
             if self._code is not None:
                 break
-            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s()):
+            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s(), _AT_ONCE):
                 handler_of = self._handlers.get(fd)
                 if handler_of is not None:
                     if fd in self._sockets:

@@ -14,8 +14,8 @@ CONTROL_TIMEOUT_MS = 2000  # one ep0 transfer; longer than a respawn of the gadg
 
 # -- the wire (v1) -----------------------------------------------------------------------------------------------
 FRAME_BYTES = 64 * 1024  # one transfer, and what a read asks for: without scatter-gather it is one kmalloc
-FRAME_READS = 4  # reads for frames that are kept queued; each pins a frame in the kernel
-FRAMES_IN_FLIGHT = 3  # towards the peer: enough to keep the wire busy, few enough that a crowd gathers meanwhile
+FRAME_READS = 8  # reads for frames that are kept queued; each pins a frame in the kernel
+FRAMES_IN_FLIGHT = 6  # towards the peer: enough to keep the wire busy, few enough that a crowd gathers meanwhile
 FRAME_RECORDS = 128  # in one frame; the smallest I/Os of a full queue travel together
 WIRE_NAME_BYTES = 32  # of an export's name
 MAX_OPTIMAL_IO = 1 << 24  # bytes; more is a nonsense of the source's
