@@ -5,12 +5,12 @@ its handlers on the loop and returns; it calls `role.ready()` when the role can 
 inside: it leaves its reason in the runtime directory and exits, and the watchdog starts a successor.
 """
 
-import contextlib
 import os
 import signal
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -113,6 +113,8 @@ class Role:
         if not self._ready:
             trace.point("role.ready")
             self._ready = True
+            _go_first(limits.NICE)
+            _finish_turns()
             self.log.info(f"ready, generation {self.generation}")
             self.tell_watchdog({"note": "ready"})
 
@@ -175,9 +177,9 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
     status: int
     try:
+        _go_first(limits.NEWBORN_NICE)
         trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
         trace.point("role.starting")
-        _finish_before_others_begin()
         role = Role(birth)
         start(role)
         status = role.loop.run()
@@ -195,13 +197,22 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     os._exit(status)  # a thread blocked in a USB transfer cannot be joined
 
 
-def _finish_before_others_begin() -> None:
-    """SCHED_BATCH: a process that we wake does not interrupt a role of ours, but runs when that one has done its turn.
+def _go_first(niceness: int) -> None:
+    """Until it is ready a role goes before its elders too: I/O waits for it alone. Each thread has its own niceness."""
+    with suppress(OSError):  # EPERM, EACCES: a host side of somebody who may not; ESRCH: a thread that just ended
+        for thread in os.listdir("/proc/self/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
-    Else each message sent costs its sender a switch away and back in the middle of its work (docs/performance.md).
+
+def _finish_turns() -> None:
+    """SCHED_BATCH: being woken, a role does not interrupt who woke it, but runs when that one has done its turn.
+
+    Else each message costs its sender a switch away and back in the middle of its work (docs/performance.md). Not while
+    a role is starting: I/O waits for it alone then.
     """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _log_traceback(birth: Birth) -> None:

@@ -45,6 +45,8 @@ LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memo
 LOG_LINE = 2000  # characters
 
 # -- supervision -------------------------------------------------------------------------------------------------
+NICE = -5  # of every process that serves a disk, as its users wait for it: three quarters of a busy processor
+NEWBORN_NICE = -20  # of a role until it is ready: I/O waits for it alone
 READY_S = 60.0  # a role that is not ready by then has failed its start (USB roles are ready before a link exists)
 BACKOFF_FLOOR_S = 0.05  # first pause after a death before ready
 BACKOFF_CEILING_S = 5.0

@@ -1,7 +1,7 @@
 """`make chaos SEED=... N=...`: N faults from one seed, upon both sides in a guest, under two verifying workloads.
 
 `EACH=3` instead of N strikes every event three times, and each stage's own death; `CELLS=1` strikes every event at
-every stage, keeps what it measured in RESULTS, and goes on where it was ended.
+every stage, keeps what it measured in RESULTS, and goes on where it was ended. LOAD=fio: other people's programs.
 
 A failure prints the seed and the step, and SEED with N of that step run it again (the events are the same; when they
 strike, the kernel's scheduler decides). Ends with the table, the memory of both sides, and a clean `down`.
@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bus.runtime import Runtime, living
 from tests.chaos.events import Key, kind_of
 from tests.chaos.machine import Machine, memory
+from tests.chaos.programs import programs
 from tests.chaos.results import Results
 from tests.chaos.scenario import Strike, cells, draw, every
 from tests.chaos.stages import At, killed
-from tests.chaos.workload import BLOCK, BlockDevice, Disk, Violation, Workload
+from tests.chaos.workload import BLOCK, BlockDevice, Disk, Load, Violation, Workload
 from tools.demo import inside
 
 BLOCKS = (1024, 1536)  # of the two disks: they differ, as each is known by its size
@@ -30,6 +32,7 @@ FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
 Planned = Sequence[tuple[Strike, ...]]
+Loads = Callable[[list[Path], int], Sequence[Load]]  # on these devices, under this seed
 _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
 
 
@@ -41,7 +44,8 @@ def main() -> int:
     files = [work / "a.img", work / "b.img"]
     for file, blocks in zip(files, BLOCKS, strict=True):
         file.write_bytes(bytes(blocks * BLOCK))
-    cold, machine, run = _cold_start(), Machine(), Run(seed, results)
+    loads: Loads = programs if os.environ.get("LOAD") == "fio" else verifying
+    cold, machine, run = _cold_start(), Machine(), Run(seed, results, loads=loads)
     try:
         with inside.both_sides(*files) as bench:
             run.strike_all([Path(bench.image_device), Path(bench.scratch_device)])
@@ -66,16 +70,14 @@ def main() -> int:
 class Run:
     """Faults one after the other, each when I/O flows again after the one before."""
 
-    def __init__(
-        self, seed: int, results: Results, limit_s: float = LIMIT_S, opened: Callable[[Path], Disk] = BlockDevice
-    ) -> None:
-        self._seed, self.results, self._limit_s, self._opened = seed, results, limit_s, opened
-        self._loads: list[Workload] = []
+    def __init__(self, seed: int, results: Results, limit_s: float = LIMIT_S, loads: Loads | None = None) -> None:
+        self._seed, self.results, self._limit_s, self._load = seed, results, limit_s, loads or verifying
+        self._loads: Sequence[Load] = []
         self.step, self.verified_bytes = 0, 0
 
     def strike_all(self, devices: list[Path], chosen: Callable[[list[Key]], Planned] | None = None) -> None:
         """What `chosen` makes of the roles that run, or what the environment asks for."""
-        self._loads = [Workload(d, b, self._seed, WORKERS, self._opened) for d, b in zip(devices, BLOCKS, strict=True)]
+        self._loads = self._load(devices, self._seed)
         roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
         plan = (chosen or self._plan)(roles)
         for self.step, events in enumerate(plan, 1):
@@ -110,11 +112,14 @@ class Run:
         for event in events:
             event.strike()
         changed = set[Key]().union(*(killed(event) for event in events))
-        self._await(f"successors after: {name}", lambda: _replaced(before, changed))
-        marks = [max(mark, load.completed) for mark, load in zip(marks, loads, strict=True)]
+        # What is looked at is compared, not asked: the processes that recover need the processor themselves.
         flows = lambda: all(load.completed >= mark + FLOW for load, mark in zip(loads, marks, strict=True))  # noqa: E731
         self._await(f"I/O to flow after: {name}", flows)
-        others = [key for key, pid in before.items() if key not in changed and inside.pids().get(key) != pid]
+        self._await(f"successors after: {name}", lambda: _replaced(before, changed))
+        marks = [max(mark, load.completed) for mark, load in zip(marks, loads, strict=True)]
+        self._await(f"I/O to flow after: {name}", flows)
+        now = inside.pids()
+        others = [key for key, pid in before.items() if key not in changed and now.get(key) != pid]
         if others:
             raise Violation(f"{name}: other processes changed too: {others}")
         return max(load.pause() for load in loads)
@@ -127,16 +132,24 @@ class Run:
                     raise load.violation
             if time.monotonic() > end:
                 raise Violation(f"waited {self._limit_s:g} s for {what}")
-            time.sleep(0.01)
+            time.sleep(0.02)
 
     def judge_files(self, files: list[Path]) -> None:
         judged = sum(load.judge_file(file) for load, file in zip(self._loads, files, strict=True))
         self.verified_bytes = judged + sum(load.bytes_checked for load in self._loads)
 
 
+def verifying(devices: list[Path], seed: int, opened: Callable[[Path], Disk] = BlockDevice) -> list[Workload]:
+    """Our own load, which knows what every block must hold."""
+    return [Workload(d, b, seed, WORKERS, opened) for d, b in zip(devices, BLOCKS, strict=True)]
+
+
 def _replaced(before: dict[Key, int], changed: set[Key]) -> bool:
-    now = inside.pids()
-    return all(now.get(key) not in (None, before.get(key)) for key in changed) and before.keys() <= now.keys()
+    for side, role in changed:
+        record = living(Runtime(side), role)
+        if record is None or record.pid == before.get((side, role)):
+            return False
+    return before.keys() <= inside.pids().keys()
 
 
 def _cold_start() -> float:

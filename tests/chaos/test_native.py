@@ -22,7 +22,7 @@ from tests.chaos.results import Results
 from tests.chaos.scenario import draw, every
 from tests.chaos.stages import At, Stage, Way, stages
 from tests.chaos.workload import BLOCK, Violation, Workload
-from tests.native.__main__ import images, strike_all
+from tests.native.__main__ import images, on_models, strike_all
 from tests.native.bench import Bench, await_, bench
 from tests.native.disk import ModelDisk
 from tests.native.wire import call
@@ -34,7 +34,7 @@ _FLOW = 20  # completions
 
 def survive(place: Path, chosen: Callable[[list[Key]], Planned], seed: int = 1, v0: bool = False) -> Run:
     """Both sides up, all of `chosen` one after the other, down, and the files judged."""
-    files, run = images(place), Run(seed, Results(), 20.0, ModelDisk)
+    files, run = images(place), Run(seed, Results(), 20.0, on_models)
     with bench(files, seed, v0) as here:
         strike_all(run, here, chosen)
     run.judge_files(files)

@@ -54,6 +54,20 @@ class BlockDevice:
         os.close(self._through)
 
 
+class Load(Protocol):
+    """What uses a disk while faults strike. `completed` counts its requests."""
+
+    completed: int
+    bytes_checked: int
+    violation: Violation | None
+
+    def begin_gap(self) -> None: ...
+    def pause(self) -> float: ...
+    def in_flight(self) -> int: ...
+    def stop(self, limit_s: float) -> None: ...
+    def judge_file(self, file: Path) -> int: ...
+
+
 class Workload:
     """`workers` threads on `device`, which begins as zeroes. `completed` counts requests."""
 

@@ -144,6 +144,14 @@ def read(fd: int) -> bytes:
     return buffer[:]
 
 
+def submitted(readers: ThreadPoolExecutor, fd: int) -> Future[bytes]:
+    """A read that the queue has and that waits. Our own look for partitions may be waiting there already."""
+    before = export()["in_flight"]
+    waiting: Future[bytes] = readers.submit(read, fd)
+    await_event("the read to wait", lambda: export().get("in_flight", 0) > before)
+    return waiting
+
+
 def kill_all_that_know(gadget: Runtime) -> None:
     """kill -9 of usb, session and queue at once, and wait for their successors."""
     roles = ("usb", "session", QUEUE)
@@ -187,10 +195,10 @@ def test_a_host_that_rebooted_over_unflushed_writes_is_parked_although_all_that_
     parked = await_export("the export to be parked", state="parked", needs_operator=True)
     assert "has rebooted over 4.0K acknowledged and not flushed" in parked["reason"]
     assert inside.replug("status", "--side", "gadget").returncode == 1
-    waiting: Future[bytes] = readers.submit(read, fd)
-    await_export("the read to wait", in_flight=1)
+    waiting = submitted(readers, fd)
     kill_all_that_know(gadget)  # whoever comes next knows it too
-    await_export("the export to be parked still", state="parked", needs_operator=True, in_flight=1)
+    await_export("the export to be parked still", state="parked", needs_operator=True)
+    await_event("the read to wait with the new queue", lambda: export().get("in_flight", 0) > 0)
     assert not waiting.done()
     resumed = inside.replug("export", "resume", "disk")
     assert resumed.returncode == 0, resumed.stderr
@@ -213,8 +221,7 @@ def test_a_parked_export_that_is_failed_ends_its_io_and_gets_a_new_device_only_w
     write(fd, 4)
     boots.next()
     device = await_export("the export to be parked", state="parked", needs_operator=True)["device"]
-    waiting: Future[bytes] = readers.submit(read, fd)
-    await_export("the read to wait", in_flight=1)
+    waiting = submitted(readers, fd)
     failed = inside.replug("export", "fail", device)
     assert failed.returncode == 0, failed.stderr
     with pytest.raises(OSError) as caught:

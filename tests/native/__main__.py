@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import ReplugError
-from tests.chaos.__main__ import BLOCKS, Planned, Run
+from tests.chaos.__main__ import BLOCKS, Planned, Run, verifying
 from tests.chaos.events import Key
 from tests.chaos.results import Results
-from tests.chaos.workload import BLOCK, Violation
+from tests.chaos.workload import BLOCK, Violation, Workload
 from tests.native.bench import Bench, bench
 from tests.native.disk import ModelDisk
 
@@ -28,7 +28,7 @@ def main() -> int:
     seed = int(os.environ.get("SEED") or time.time())
     v0 = bool(os.environ.get("V0"))
     print(f"chaos-native: SEED={seed}{' V0=1' if v0 else ''}", flush=True)
-    run = Run(seed, Results(Path(os.environ["RESULTS"]) if os.environ.get("RESULTS") else None), LIMIT_S, ModelDisk)
+    run = Run(seed, Results(Path(os.environ["RESULTS"]) if os.environ.get("RESULTS") else None), LIMIT_S, on_models)
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="rpn-files-") as place:
@@ -45,6 +45,11 @@ def main() -> int:
     verified = f"{run.verified_bytes >> 20} MiB verified"
     print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {verified}, seed {seed}")
     return 0
+
+
+def on_models(devices: list[Path], seed: int) -> list[Workload]:
+    """The load of a run, on disks of the model."""
+    return verifying(devices, seed, ModelDisk)
 
 
 def images(place: Path) -> list[Path]:
