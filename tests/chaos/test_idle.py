@@ -1,4 +1,4 @@
-"""An idle side costs next to nothing: few wake-ups, no CPU to speak of, little memory. Real processes, modelled kernels."""
+"""An idle side costs next to nothing: wake-ups, CPU, memory. Real processes over modelled kernels."""
 
 import time
 from collections.abc import Iterator
