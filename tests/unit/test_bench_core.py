@@ -7,9 +7,11 @@ import pytest
 
 from tools.bench import hops, show
 from tools.bench.core import (
+    ALONE,
     CROWD_READ,
     LONE_READ,
     STREAM_READ,
+    TOGETHER,
     Cost,
     Figure,
     Load,
@@ -56,6 +58,13 @@ def test_of_several_rounds_and_patterns_the_fastest_counts() -> None:
     assert best is not None and (best.load, best.iops) == ("read 64K x1", 20)
 
 
+def test_many_exports_are_compared_with_one_and_with_each_other() -> None:
+    each = [made("exports", f"{TOGETHER} {n}", 10 + n) for n in range(8)]
+    found = by_name(made("exports", ALONE, 100), made("exports", TOGETHER, 95), *each)
+    assert found["eight_exports/one"].value == pytest.approx(0.95)
+    assert found["slowest_export/fastest"].value == pytest.approx(10 / 17)
+
+
 def test_what_was_not_measured_gives_no_ratio() -> None:
     assert by_name(made("whole", LONE_READ.name, 100)) == {}
 
@@ -81,7 +90,7 @@ def test_costs_are_told_per_gib_and_per_1000_operations() -> None:
 def test_both_ways_of_a_mixed_load_count() -> None:
     way = {"total_ios": 10, "io_bytes": 40960, "runtime": 2000, "lat_ns": {"mean": 5e6}}
     way["clat_ns"] = {"percentile": {"50.000000": 4e6, "99.000000": 9e6}}
-    found = figure("block", Load(Pattern.RANDOM_MIXED, 4096, 4), {"jobs": [{"read": way, "write": way}]}, {})
+    found = figure("block", Load(Pattern.RANDOM_MIXED, 4096, 4), {"read": way, "write": way}, {})
     assert (found.operations, found.iops, found.latency_us) == (
         20,
         10.0,

@@ -42,6 +42,8 @@ LONE_READ: Final = Load(Pattern.RANDOM_READ, 4096, 1)
 CROWD_READ: Final = Load(Pattern.RANDOM_READ, 4096, 32)
 STREAM_READ: Final = Load(Pattern.READ, 256 << 10, 4)
 STREAM_WRITE: Final = Load(Pattern.WRITE, 256 << 10, 4)
+ALONE: Final = "one export alone, randread 4K x32"
+TOGETHER: Final = "eight at once, randread 4K x4 each"
 RATIO_LOADS: Final = (STREAM_READ, STREAM_WRITE, LONE_READ, CROWD_READ)
 ALL_LOADS: Final = tuple(Load(p, size, depth) for size in (4096, 256 << 10) for p in Pattern for depth in (1, 4, 32))
 
@@ -151,7 +153,9 @@ class Table:
 
 def ratios(table: Table) -> list[Ratio]:
     """All that can be said of what was measured."""
-    return [ratio for ratio in (*_yardsticks(table), *_streams(table), *_small(table)) if ratio is not None]
+    return [
+        ratio for ratio in (*_yardsticks(table), *_streams(table), *_small(table), *_many(table)) if ratio is not None
+    ]
 
 
 def _yardsticks(table: Table) -> Iterable[Ratio | None]:
@@ -204,6 +208,14 @@ def _small(table: Table) -> Iterable[Ratio | None]:
         1.0,
         "4K reads at depth 32 against the kernel's own disk over the same controller",
     )
+
+
+def _many(table: Table) -> Iterable[Ratio | None]:
+    one, all_ = _iops(table.get("exports", ALONE)), _iops(table.get("exports", TOGETHER))
+    yield _ratio("eight_exports/one", all_, one, 0.9, "the total of eight exports at once against one of them alone")
+    each = [f.iops for f in table.figures() if f.system == "exports" and f.load.startswith(f"{TOGETHER} ")]
+    least, most = min(each, default=None), max(each, default=None)
+    yield _ratio("slowest_export/fastest", least, most, 0.75, "of eight exports that ask for the same")
 
 
 def _speed(figure: Figure | None) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,33 @@ def require() -> None:
 
 def run(system: str, device: Path, load: Load, seconds: float, processes: Callable[[], Mapping[str, int]]) -> Figure:
     """Refused if fio fails. fio's own CPU time is told as role `fio`."""
-    command = [
-        "fio", "--name=bench", f"--filename={device}", "--ioengine=libaio", "--direct=1", "--thread",
-        f"--rw={load.pattern}", f"--bs={load.block_bytes}", f"--iodepth={load.depth}", "--time_based",
-        f"--runtime={seconds:g}", "--randseed=7", "--output-format=json", "--percentile_list=50:95:99",
-    ]  # fmt: skip
     pids = processes()
     before = usage.all_spent(pids)
+    [job] = _jobs(system, [device], load, seconds)
+    return figure(system, load, job, usage.since(before, usage.all_spent(pids)))
+
+
+def run_many(system: str, devices: Sequence[Path], load: Load, seconds: float) -> list[Figure]:
+    """The same load on each of them, at once; what each did."""
+    return [figure(system, load, job, {}) for job in _jobs(system, devices, load, seconds)]
+
+
+def _jobs(system: str, devices: Sequence[Path], load: Load, seconds: float) -> list[Any]:
+    command = [
+        "fio", "--ioengine=libaio", "--direct=1", "--thread", f"--rw={load.pattern}", f"--bs={load.block_bytes}",
+        f"--iodepth={load.depth}", "--time_based", f"--runtime={seconds:g}", "--randseed=7", "--output-format=json",
+        "--percentile_list=50:95:99",
+    ]  # fmt: skip
+    for device in devices:
+        command += [f"--name={device.name}", f"--filename={device}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_S)
-    costs = usage.since(before, usage.all_spent(pids))
     if done.returncode:
         raise Refused(f"{system}: {load.name}: fio: {done.stderr.strip() or done.stdout.strip()[-300:]}", Exit.FAULT)
-    return figure(system, load, json.loads(done.stdout[done.stdout.index("{") :]), costs)
+    return list(json.loads(done.stdout[done.stdout.index("{") :])["jobs"])
 
 
-def figure(system: str, load: Load, told: Mapping[str, Any], costs: Mapping[str, Any]) -> Figure:
-    """From fio's JSON (output version 3). Of a mixed load latencies are those of the reads."""
-    [job] = told["jobs"]
+def figure(system: str, load: Load, job: Mapping[str, Any], costs: Mapping[str, Any]) -> Figure:
+    """From a job of fio's JSON (version 3.33). Of a mixed load latencies are those of the reads."""
     ways = [job[way] for way in ("read", "write") if job[way]["total_ios"]]
     if not ways:
         raise Refused(f"{system}: {load.name}: not one I/O was done", Exit.FAULT)

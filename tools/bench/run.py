@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Refused
-from tools.bench import fio, hops, link, messages
+from tools.bench import exports, fio, hops, link, messages
 from tools.bench.block import block
 from tools.bench.core import ALL_LOADS, LONE_READ, RATIO_LOADS, Figure, Step
 from tools.bench.mass_storage import mass_storage
@@ -24,7 +24,7 @@ SYSTEMS: dict[str, System] = {"block": block, "whole": whole, "mass_storage": ma
 """What is loaded by fio. Another system hangs here."""
 
 _PROFILE_S = 1.5
-NAMES = ("bus", "link", *SYSTEMS)
+NAMES = ("bus", "link", *SYSTEMS, "exports")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
 def run(wish: Wish, tell: Callable[[str], None]) -> Run:
     """Measure; `tell` hears each figure as it comes."""
     done = Run()
-    if set(wish.systems) & set(SYSTEMS):
+    if set(wish.systems) - {"bus", "link"}:
         fio.require()
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/dev/shm") as place:
         for _ in range(wish.rounds):
@@ -79,6 +79,8 @@ def _profile(place: Path) -> list[Step]:
 def _measure(name: str, wish: Wish, place: Path) -> Iterator[Figure]:
     if name == "bus":
         yield from messages.measure(place, wish.seconds)
+    elif name == "exports":
+        yield from exports.measure(place, wish.seconds)
     elif name == "link":
         yield from link.measure(place, wish.seconds, wish.quick)
     else:

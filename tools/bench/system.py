@@ -39,10 +39,10 @@ def await_(what: str, condition: Callable[[], Any], limit_s: float = _WAIT_S) ->
     return value
 
 
-def disk_file(place: Path, name: str) -> Path:
-    """A file of DISK_BYTES without holes."""
+def disk_file(place: Path, name: str, size_bytes: int = DISK_BYTES) -> Path:
+    """A file without holes."""
     path = place / name
     with path.open("wb") as file:
-        for _ in range(DISK_BYTES >> 20):
+        for _ in range(size_bytes >> 20):
             file.write(bytes(1 << 20))
     return path

@@ -202,7 +202,9 @@ def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) ->
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("system", nargs="*", metavar="SYSTEM", help="bus, link, block, whole, mass_storage (all)")
+    parser.add_argument(
+        "system", nargs="*", metavar="SYSTEM", help="bus, link, block, whole, mass_storage, exports (all)"
+    )
     parser.add_argument("--full", action="store_true", help="every load, not only those that the ratios are made of")
     parser.add_argument("--seconds", type=_time, default=3.0, metavar="T", help="of each load (default: 3s)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="all of it N times, the fastest counts")
