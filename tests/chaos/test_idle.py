@@ -1,5 +1,6 @@
 """An idle side costs next to nothing: wake-ups, CPU, memory. Real processes over modelled kernels."""
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ def pss_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
+def policies(pid: int) -> frozenset[int]:
+    return frozenset(os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
 @dataclass(frozen=True)
 class Rest:
     """What a process spends in a second of idleness, and its memory."""
@@ -37,6 +42,7 @@ class Rest:
     wakes: float
     cpu_s: float
     pss_mib: float
+    policies: frozenset[int]  # of all its threads
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Rest]]:
         took = time.monotonic() - began
         spent = usage.since(before, usage.all_spent(pids))
         yield {
-            role: Rest(spent[role].switches / took, spent[role].cpu_s / took, pss_mib(pid))
+            role: Rest(spent[role].switches / took, spent[role].cpu_s / took, pss_mib(pid), policies(pid))
             for role, pid in pids.items()
         }
 
@@ -74,3 +80,8 @@ def test_gadget_side_with_one_export_stays_below_80_mib(idle: dict[str, Rest]) -
     parts = {role: rest.pss_mib for role, rest in idle.items() if role.startswith("gadget.")}
     assert len(parts) == 6
     assert 10 < sum(parts.values()) < PSS_MIB, parts
+
+
+def test_roles_that_are_ready_let_who_wakes_them_finish(idle: dict[str, Rest]) -> None:
+    roles = {role: rest.policies for role, rest in idle.items() if role.split(".")[1] in ("usb", "queue", "source")}
+    assert len(roles) == 4 and set(roles.values()) == {frozenset({os.SCHED_BATCH})}
