@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native top e2e system deb apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-native top e2e bench bench-check system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -57,6 +57,18 @@ top: setup ## replug top over both sides, their kernels modelled, while one role
 e2e: setup ## e2e tests on a real kernel, in one guest for each processor
 	@mkdir -p $(RESULTS)/e2e
 	timeout --foreground -k 20 2000 $(RUN) -m tools.vm pytest --jobs $(JOBS) --results $(RESULTS)/e2e -- tests/e2e
+
+BENCH = timeout --foreground -k 20 1500 $(RUN) -m tools.vm run --timeout 1400 --share $(abspath $(RESULTS))/bench \
+	--module usb_f_mass_storage --module usb_storage --module sd_mod -- \
+	$(RUN) -m tools.cli bench --rounds $(or $(ROUNDS),2) --save $(abspath $(RESULTS))/bench/bench.json
+
+bench: setup ## the parts, the whole and the kernel's own USB disk side by side in a guest: ROUNDS=2, FULL=1 for every load
+	@mkdir -p $(RESULTS)/bench
+	@$(BENCH) --profile --chart $(abspath $(RESULTS))/bench/bench.svg $(if $(FULL),--full)
+
+bench-check: setup ## the same ratios again; one that is 15 % worse than in docs/bench.json fails
+	@mkdir -p $(RESULTS)/bench
+	@$(BENCH) --check docs/bench.json
 
 system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb, the doctor: minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \

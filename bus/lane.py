@@ -12,12 +12,15 @@ from typing import Protocol
 
 import zmq
 
+from bus.direct import DirectContext, DirectDealer, DirectRouter, DirectSocket
 from bus.envelope import ANY_GENERATION, Body, Envelope, Kind
 from bus.loop import Loop, has_message
 from common import limits
 from common.errors import WireError
 
 _BURST = 64  # messages read for each wake-up
+
+Context = zmq.Context["zmq.Socket[bytes]"] | DirectContext
 
 
 class _Warn(Protocol):
@@ -46,7 +49,7 @@ class _Lane:
             return None
         return envelope
 
-    def _receive(self, socket: "zmq.Socket[bytes]") -> Iterator[list[bytes]]:
+    def _receive(self, socket: "zmq.Socket[bytes] | DirectSocket") -> Iterator[list[bytes]]:
         """The messages that are there, at most _BURST of them: a flood on one lane must not starve the others."""
         for _ in range(_BURST):
             if not has_message(socket):
@@ -72,7 +75,7 @@ class LaneServer(_Lane):
     def __init__(
         self,
         loop: Loop,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         log: _Warn,
         role: str,
         generation: int,
@@ -83,7 +86,9 @@ class LaneServer(_Lane):
         super().__init__(loop, log, role, generation)
         self._on_peer, self._on_message = on_peer, on_message
         self._peers: dict[str, tuple[int, bytes]] = {}
-        self._socket = context.socket(zmq.ROUTER)
+        self._socket: zmq.Socket[bytes] | DirectRouter = (
+            context.router() if isinstance(context, DirectContext) else context.socket(zmq.ROUTER)
+        )
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.SNDHWM, limits.LANE_HWM)
@@ -158,7 +163,7 @@ class LaneClient(_Lane):
     def __init__(
         self,
         loop: Loop,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         log: _Warn,
         role: str,
         generation: int,
@@ -170,7 +175,9 @@ class LaneClient(_Lane):
         super().__init__(loop, log, role, generation)
         self._hello, self._on_peer, self._on_message = hello, on_peer, on_message
         self.peer_generation: int | None = None
-        self._socket = context.socket(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] | DirectDealer = (
+            context.dealer() if isinstance(context, DirectContext) else context.socket(zmq.DEALER)
+        )
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.IDENTITY, f"{role}@{generation}".encode())
         self._socket.set(zmq.PROBE_ROUTER, 1)

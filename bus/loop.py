@@ -20,12 +20,25 @@ from dataclasses import dataclass, field
 import zmq
 
 Handler = Callable[[], None]
+_AT_ONCE = 32  # descriptors told of by one poll: Python allocates room for 1023 else, each time
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)  # as flags of an Enum they cost more than the question itself
 
 
-def has_message(socket: "zmq.Socket[bytes]") -> bool:
+def has_message(socket: "zmq.Socket[bytes] | OwnSocket") -> bool:
     """Can a message be read now? (ZMQ_EVENTS: the question also takes in what has arrived.)"""
     return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
+
+
+class OwnSocket:
+    """A socket of the bus that hangs its descriptors on the loop by itself, and calls its handler (bus.direct)."""
+
+    def watched(self, handler: Handler) -> None:
+        """Call `handler` when a message is there."""
+        raise NotImplementedError
+
+    def getsockopt(self, option: int) -> int:
+        """As ZeroMQ's, for EVENTS and RCVMORE."""
+        raise NotImplementedError
 
 
 @dataclass(order=True)
@@ -61,12 +74,14 @@ class Loop:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def watch(self, source: "zmq.Socket[bytes] | int", handler: Handler, events: int = zmq.POLLIN) -> None:
+    def watch(self, source: "zmq.Socket[bytes] | OwnSocket | int", handler: Handler, events: int = zmq.POLLIN) -> None:
         """Call `handler` whenever `source` (a ZeroMQ socket or an fd) is ready. Level-triggered.
 
         `events` of an fd: POLLIN or POLLOUT; errors and hang-ups always count. A socket is watched for POLLIN only, and
         its handler reads all there is, or calls `stir`.
         """
+        if isinstance(source, OwnSocket):
+            return source.watched(handler)
         fd = source if isinstance(source, int) else source.fileno()
         self._epoll.register(fd, select.EPOLLOUT if events == zmq.POLLOUT else select.EPOLLIN)
         self._handlers[fd] = handler
@@ -83,9 +98,10 @@ class Loop:
             if socket is not None:
                 self._stirred.discard(socket)
 
-    def stir(self, socket: "zmq.Socket[bytes]") -> None:
+    def stir(self, socket: "zmq.Socket[bytes] | OwnSocket") -> None:
         """Something was sent on a watched socket, or messages were left in it: ask it before the loop sleeps."""
-        self._stirred.add(socket)
+        if not isinstance(socket, OwnSocket):
+            self._stirred.add(socket)
 
     def after(self, delay_s: float, handler: Handler) -> Timer:
         timer = Timer(self.now() + delay_s, next(self._order), handler)
@@ -121,7 +137,7 @@ class Loop:
                 handler()
             if self._code is not None:
                 break
-            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s()):
+            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s(), _AT_ONCE):
                 handler_of = self._handlers.get(fd)
                 if handler_of is not None:
                     if fd in self._sockets:

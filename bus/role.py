@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import zmq
 
 from bus.control import Arguments, ControlServer, Method
+from bus.direct import DirectContext
 from bus.envelope import Body, Kind
-from bus.lane import LaneClient, LaneServer
+from bus.lane import Context, LaneClient, LaneServer
 from bus.loop import Loop, Timer
 from bus.metrics import Metrics
 from bus.runtime import Runtime, take_name, write_reason
@@ -28,6 +29,7 @@ from common.log import Level, Log
 
 WATCHDOG = "watchdog"
 SESSION = "session"
+DATA_LANE = "data"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Role:
             "status": self._call_status,
             "log_level": self._call_log_level,
             "trace": self._call_trace,
+            "record": self._call_record,
         }
         self._control = ControlServer(
             self.loop,
@@ -87,8 +90,9 @@ class Role:
     ) -> LaneClient:
         """Be a client of `server`'s lane; see bus.lane."""
         endpoint = self.runtime.endpoint(server, lane)
+        context = self._context_of(lane)
         return LaneClient(
-            self.loop, self.context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message
+            self.loop, context, self.log, self.name, self.generation, endpoint, hello, on_peer, on_message
         )
 
     def serve(
@@ -96,7 +100,12 @@ class Role:
     ) -> LaneServer:
         """Bind one of our lanes; see bus.lane."""
         endpoint = self.runtime.endpoint(self.name, lane)
-        return LaneServer(self.loop, self.context, self.log, self.name, self.generation, endpoint, on_peer, on_message)
+        context = self._context_of(lane)
+        return LaneServer(self.loop, context, self.log, self.name, self.generation, endpoint, on_peer, on_message)
+
+    def _context_of(self, lane: str) -> Context:
+        """Each I/O pays for what travels on a data lane: that one does without ZeroMQ's threads (bus.direct)."""
+        return DirectContext(self.loop) if lane == DATA_LANE else self.context
 
     def method(self, name: str, handler: Method) -> None:
         """Answer control call `name` with `handler(arguments)`."""
@@ -109,6 +118,7 @@ class Role:
             trace.point("role.ready")
             self._ready = True
             _go_first(limits.NICE)
+            _finish_turns()
             self.log.info(f"ready, generation {self.generation}")
             self.tell_watchdog({"note": "ready"})
 
@@ -186,6 +196,9 @@ class Role:
         trace.arm(arguments)
         return str(arguments["name"])
 
+    def _call_record(self, arguments: Arguments) -> list[tuple[str, int]]:
+        return trace.record(bool(arguments["on"]))
+
 
 def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
@@ -218,6 +231,17 @@ def _go_first(niceness: int) -> None:
     with suppress(OSError):  # EPERM, EACCES: a host side of somebody who may not; ESRCH: a thread that just ended
         for thread in os.listdir("/proc/self/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+
+
+def _finish_turns() -> None:
+    """SCHED_BATCH: being woken, a role does not interrupt who woke it, but runs when that one has done its turn.
+
+    Else each message costs its sender a switch away and back in the middle of its work (docs/performance.md). Not while
+    a role is starting: I/O waits for it alone then.
+    """
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _log_traceback(birth: Birth) -> None:

@@ -14,8 +14,8 @@ CONTROL_TIMEOUT_MS = 2000  # one ep0 transfer; longer than a respawn of the gadg
 
 # -- the wire (v1) -----------------------------------------------------------------------------------------------
 FRAME_BYTES = 64 * 1024  # one transfer, and what a read asks for: without scatter-gather it is one kmalloc
-FRAME_READS = 4  # reads for frames that are kept queued; each pins a frame in the kernel
-FRAMES_IN_FLIGHT = 3  # towards the peer: enough to keep the wire busy, few enough that a crowd gathers meanwhile
+FRAME_READS = 8  # reads for frames that are kept queued; each pins a frame in the kernel
+FRAMES_IN_FLIGHT = 6  # towards the peer: enough to keep the wire busy, few enough that a crowd gathers meanwhile
 FRAME_RECORDS = 128  # in one frame; the smallest I/Os of a full queue travel together
 WIRE_NAME_BYTES = 32  # of an export's name
 MAX_OPTIMAL_IO = 1 << 24  # bytes; more is a nonsense of the source's
@@ -39,7 +39,7 @@ MAX_BATCH = 256  # requests or completions in one envelope
 LANE_HWM = 4096  # messages; above anything in flight, so that nothing is dropped silently
 RECONNECT_MS = 5  # ZeroMQ's default of 100 ms would be the longest step of a recovery
 MAX_NAME = 64  # characters of a role, export or instance name; sun_path is 108 bytes in all
-BEAT_S = 2.0  # a role tells the watchdog that it lives
+BEAT_S = 5.0  # a role tells the watchdog that it lives; each beat is two wake-ups there, and an idle side is to sleep
 SILENCE_S = 8.0  # silence this long is asked about; as long again is death. Generous: the emulated guest stalls
 LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
 LOG_LINE = 2000  # characters

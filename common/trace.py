@@ -3,13 +3,15 @@
 `point("queue.requests.taken")` is one comparison with None unless this process is armed. It is armed by the `trace`
 argument a test's plan gives a role (for points of its start-up), or by the control call `trace` (for the incarnation
 that lives now). No file is read unless armed: a respawn must not touch the disk that may be the one we serve.
+
+The same points, recorded with the time, say where the time of one I/O goes (`replug bench --profile`).
 """
 
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +19,7 @@ from enum import StrEnum
 from common.errors import Refused
 
 _LONGEST_DELAY_MS = 60_000  # a delay is to be outlived by the test that asked for it
+RECORDS = 1500  # points that a recording holds: what one envelope carries
 
 
 class Act(StrEnum):
@@ -59,31 +62,47 @@ class Armed:
         raise Refused(f"{dict(fields)!r}: not a kill point: needs name and act, may have nth, tell, once, delay_ms")
 
 
+_watcher: Callable[[str], None] | None = None  # who wants to know of each point
 _armed: Armed | None = None
 _left = 0
+_records: list[tuple[str, int]] = []
 
 
 def arm(fields: Mapping[str, object] | None) -> None:
     """Arm this process, replacing what was armed; None disarms."""
-    global _armed, _left
-    armed = None if fields is None else Armed.of(fields)
-    _armed, _left = armed, armed.nth if armed else 0
+    global _armed, _left, _watcher
+    _armed = None if fields is None else Armed.of(fields)
+    _left, _watcher = _armed.nth if _armed else 0, _reached if _armed else None
+
+
+def record(on: bool) -> list[tuple[str, int]]:
+    """Begin to record, or end it and return what was: each point's name and CLOCK_MONOTONIC in ns. Disarms."""
+    global _watcher, _records
+    done, _records = _records, []
+    _watcher = _recorded if on else None
+    return done
 
 
 def point(name: str) -> None:
     """A step of a role. Called in its loop's thread or, where the name says so, in a worker's."""
-    if _armed is not None:
-        _reached(_armed, name)
+    if _watcher is not None:
+        _watcher(name)
 
 
-def _reached(armed: Armed, name: str) -> None:
-    global _armed, _left
-    if name != armed.name:
+def _recorded(name: str) -> None:
+    if len(_records) < RECORDS:
+        _records.append((name, time.monotonic_ns()))
+
+
+def _reached(name: str) -> None:
+    global _armed, _left, _watcher
+    armed = _armed
+    if armed is None or name != armed.name:
         return
     _left -= 1
     if _left > 0:
         return
-    _armed = None  # before the act: a stopped process that goes on must not stop again
+    _armed = _watcher = None  # before the act: a stopped process that goes on must not stop again
     if armed.once:
         try:
             os.unlink(armed.once)

@@ -57,7 +57,7 @@ class Queue:
         role.status = self._status
         role.loop.before_wait(self._flush)
         role.on_watchdog(self._ask_settle_again, self._from_watchdog)
-        self._settling = False
+        self._settling = self._committed = False
         self._take_device()
 
     # -- the device: recovery of whatever is there ---------------------------------------------------------------
@@ -193,6 +193,7 @@ class Queue:
             raise WireError(f"{kind} from usb is not for a queue")
         device = self._device
         assert device is not None
+        trace.point("queue.completions.received")
         for sequence, status in parse_completions(body):
             commit = self._core.complete(sequence, status)
             if commit is not None:
@@ -203,6 +204,7 @@ class Queue:
     def _commit(self, device: QueueDevice, commit: Commit) -> None:
         trace.point("queue.committing")
         device.commit(commit.tag, commit.result)
+        self._committed = True
         taken, self._taken[commit.tag] = self._taken[commit.tag], None
         if taken is not None:
             now = time.monotonic()
@@ -235,6 +237,9 @@ class Queue:
         self._device.submit()
         if batch:
             trace.point("queue.requests.sent")
+        if self._committed:
+            self._committed = False
+            trace.point("queue.committed")
 
     def _status(self) -> dict[str, Any]:
         now = time.monotonic()

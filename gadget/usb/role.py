@@ -197,6 +197,7 @@ class Usb:
     def _from_queue(self, role: str, kind: Kind, body: Body) -> None:
         if kind is not Kind.REQUESTS:
             raise WireError(f"{kind} is not for usb")
+        trace.point("usb.requests.received")
         self._do(self._core.ask(role, self._queues.generation_of(role) or 0, body))
 
     # -- data (called by the transport, and before the loop waits) -----------------------------------------------

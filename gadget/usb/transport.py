@@ -244,6 +244,7 @@ class Transport:
 
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
+        trace.point("usb.transfers.ended")
         for number, result in self._aio.completions():
             self._completed(number, result)
         self._arm_if_settled()

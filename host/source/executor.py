@@ -51,6 +51,21 @@ class Executor:
             return error.errno or errno.EIO
         return 0
 
+    def do_now(self, job: Job, arena: memoryview) -> int | None:
+        """As `do`, in the role's loop; None if it would have to wait, or may: a thread is to do all of it then."""
+        view = arena[job.arena_offset : job.arena_offset + job.size_bytes]
+        try:
+            if job.op is Op.READ:
+                return 0 if self.source.read_now(job.file_offset, view) else None
+            if job.op is Op.WRITE and not job.fua and self.failed is None:
+                if not self.source.write_now(job.file_offset, view):
+                    return None
+                self._wrote(job)
+                return 0
+        except OSError as error:
+            return error.errno or errno.EIO
+        return None
+
     def _wrote(self, job: Job) -> None:
         with self._counting:
             self.ledger.wrote(job.size_bytes)

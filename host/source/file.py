@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import Exit, Refused
@@ -23,6 +24,7 @@ _KEEP_SIZE, PUNCH_HOLE, _ZERO_RANGE = 1, 2, 0x10  # FALLOC_FL_*, linux/falloc.h
 _BLKSSZGET, _BLKPBSZGET, _BLKIOOPT = 0x1268, 0x127B, 0x1279  # linux/fs.h: int, unsigned int, unsigned int
 _BLKGETSIZE64 = 0x80081272  # u64, though the number says size_t
 _BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # u64[2]: start, length
+_TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 _ZEROES = memoryview(bytes(1 << 20))  # written at a time where the file system cannot make zeroes itself
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,6 +45,8 @@ class _Opened(Source):
         try:
             self._lock(self._fd, read_only)
             self._image = self._lock_image(status, read_only)
+            self._now_flags = [0 if in_memory(self._fd) else os.RWF_NOWAIT] * 2  # of a read, of a write
+            self._can_now = [True, True]
             self.can = Can(0) if read_only else Can.WRITE | Can.WRITE_ZEROES
             self._look()
         except BaseException:
@@ -98,6 +102,26 @@ class _Opened(Source):
         done = 0
         while done < len(data):
             done += os.pwritev(self._fd, [data[done:]], offset + done)
+
+    def _read_now(self, offset: int, into: memoryview) -> bool:
+        return self._now(0, os.preadv, offset, into)
+
+    def _write_now(self, offset: int, data: memoryview) -> bool:
+        return self._now(1, os.pwritev, offset, data)
+
+    def _now(self, way: int, call: Callable[..., int], offset: int, memory: memoryview) -> bool:
+        """RWF_NOWAIT (preadv2(2)): what lies in the page cache, or fits there. Not every file system knows it."""
+        if not self._can_now[way]:
+            return False
+        try:
+            return call(self._fd, [memory], offset, self._now_flags[way]) == len(memory)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            self._can_now[way] = False
+            return False
 
     def _flush(self) -> None:
         os.fdatasync(self._fd)
@@ -161,6 +185,12 @@ def open_path(path: Path, read_only: bool) -> FileSource | DeviceSource:
     if stat.S_ISBLK(mode):
         return DeviceSource(path, read_only)
     raise Refused(f"{path}: neither a file nor a block device: give a disk image")
+
+
+def in_memory(fd: int) -> bool:
+    """Is it on a tmpfs: nothing there ever waits for a disk, and RWF_NOWAIT is not known."""
+    words = (ctypes.c_long * 32)()  # struct statfs, with room to spare; f_type is its first
+    return _libc.fstatfs(fd, words) == 0 and words[0] in (_TMPFS, _RAMFS)
 
 
 def fallocated(fd: int, mode: int, offset: int, size_bytes: int) -> bool:

@@ -60,6 +60,17 @@ class Source(ABC):
         self._inside(offset, len(into))
         self._read(offset, into)
 
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        """As `read`, but False instead of waiting for a disk or a network: `into` may then be filled in part."""
+        self._inside(offset, len(into))
+        return self._read_now(offset, into)
+
+    def write_now(self, offset: int, data: memoryview) -> bool:
+        """As `write`, but False instead of waiting: `data` may then be written in part, and is to be written again."""
+        self._inside(offset, len(data))
+        self._needs(Can.WRITE)
+        return self._write_now(offset, data)
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`, or raise: then each block of the range is old, new or torn."""
         self._inside(offset, len(data))
@@ -86,6 +97,12 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self, offset: int, into: memoryview) -> None: ...
+
+    def _read_now(self, offset: int, into: memoryview) -> bool:
+        return False
+
+    def _write_now(self, offset: int, data: memoryview) -> bool:
+        return False
 
     def _write(self, offset: int, data: memoryview) -> None:
         raise NotImplementedError  # like those below: unreachable unless advertised and forgotten

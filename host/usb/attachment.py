@@ -15,7 +15,7 @@ from typing import Protocol
 import zmq
 
 from bus.loop import Loop
-from common import limits
+from common import limits, trace
 from common.errors import Gone, ReplugError, WireError
 from host.usb.core import Answer
 from host.usb.device import Device, Pipe
@@ -134,6 +134,7 @@ class Attachment:
 
     # -- transfers -----------------------------------------------------------------------------------------------
     def _ready(self) -> None:
+        trace.point("usb.urbs.ended")
         self._guarded(self._streams.reap)
 
     def _failed(self, pipe: Pipe, error: int) -> None:

@@ -8,7 +8,7 @@ their way, so a lone one leaves at once and a crowd travels together.
 import ctypes
 from dataclasses import dataclass, field
 
-from common import limits
+from common import limits, trace
 from common.errors import WireError
 from common.framing import Frame, Packer, Unpacker
 from common.wire_v1 import Record
@@ -122,6 +122,7 @@ class PlaneV1:
     def pump(self) -> None:
         while self._out.in_flight < limits.FRAMES_IN_FLIGHT and (frame := self._packer.take()) is not None:
             self._submit(frame)
+            trace.point("usb.frame.submitted")
 
     def _submit(self, frame: Frame[tuple[int, int, int]]) -> None:
         start = len(frame.head)

@@ -236,6 +236,7 @@ class Usb:
     def _from_source(self, role: str, kind: Kind, body: Body) -> None:
         if kind is not Kind.COMPLETIONS:
             raise WireError(f"{kind} is not for usb")
+        trace.point("usb.completions.received")
         self._do(self._core.completed(role, body))
 
     # -- data ----------------------------------------------------------------------------------------------------

@@ -26,13 +26,15 @@ class Recorder:
     def _say(self, **fields: Any) -> None:
         os.write(self._fd, json.dumps({"pid": os.getpid(), **fields}).encode() + b"\n")  # one write: lines do not mix
 
-    def pwritev(self, fd: int, buffers: list[Any], offset: int) -> int:
+    def pwritev(self, fd: int, buffers: list[Any], offset: int, flags: int = 0) -> int:
+        """One that is refused because it would wait changes nothing; that it may have is the stricter assumption."""
         number = next(self._numbers)
         data = b"".join(bytes(buffer) for buffer in buffers)
         self._say(do="write", number=number, offset=offset, data=data.hex())
-        done = os.pwritev(fd, buffers, offset)
-        self._say(do="written", number=number)
-        return done
+        try:
+            return os.pwritev(fd, buffers, offset, flags)
+        finally:
+            self._say(do="written", number=number)
 
     def fdatasync(self, fd: int) -> None:
         if self._fault == WITHOUT_FDATASYNC:

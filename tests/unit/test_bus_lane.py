@@ -1,17 +1,20 @@
-"""Lanes between real ZeroMQ sockets: any start order, every death noticed once, nothing from another generation."""
+"""Lanes over ZeroMQ and over direct sockets: any start order, each death noticed once, nothing of other generations."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
+from bus.direct import DirectContext
 from bus.envelope import Body, Envelope, Kind
 from bus.lane import LaneClient, LaneServer
 from bus.loop import Loop
 
-Context = zmq.Context  # type: ignore[type-arg]
+Context = zmq.Context | DirectContext  # type: ignore[type-arg]
 
 
 class Warnings:
@@ -59,13 +62,28 @@ class Client:
 class Bench:
     """One loop, and contexts that die like processes: all at once, without a word."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint, self.loop = endpoint, Loop()
+    def __init__(self, endpoint: str, direct: bool) -> None:
+        self.endpoint, self.loop, self.direct = endpoint, Loop(), direct
         self._contexts: list[Context] = []
+        self._strangers: list[Any] = []
 
     def context(self) -> "Context":
-        self._contexts.append(zmq.Context())
+        self._contexts.append(DirectContext(self.loop) if self.direct else zmq.Context())
         return self._contexts[-1]
+
+    def stranger_says(self, data: bytes) -> None:
+        """A message without a hand-shake."""
+        if self.direct:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.connect(self.endpoint.removeprefix("ipc://"))
+            sock.send(b"stranger")
+            sock.send(data)
+            self._strangers.append(sock)
+        else:
+            context: Any = self.context()
+            dealer = context.socket(zmq.DEALER)
+            dealer.connect(self.endpoint)
+            dealer.send(data)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 10
@@ -83,18 +101,24 @@ class Bench:
         self.loop._before_wait.remove(look)
 
     def kill(self, end: Server | Client, context: "Context") -> None:
-        self.loop.unwatch(end.lane._socket)
-        context.destroy(linger=0)
+        if isinstance(context, DirectContext):
+            end.lane._socket.close()
+        else:
+            self.loop.unwatch(end.lane._socket)
+            context.destroy(linger=0)
         self._contexts.remove(context)
 
     def close(self) -> None:
+        for stranger in self._strangers:
+            stranger.close()
         for context in self._contexts:
-            context.destroy(linger=0)
+            if not isinstance(context, DirectContext):
+                context.destroy(linger=0)
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(f"ipc://{tmp_path}/lane")
+@pytest.fixture(params=["zeromq", "direct"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(f"ipc://{tmp_path}/lane", request.param == "direct")
     yield bench
     bench.close()
 
@@ -151,9 +175,7 @@ def test_a_predecessor_that_wakes_up_is_not_heard(bench: Bench) -> None:
 
 def test_a_message_for_another_generation_is_dropped_and_counted(bench: Bench) -> None:
     server = Server(bench.loop, bench.context(), bench.endpoint, 7)
-    socket = bench.context().socket(zmq.DEALER)
-    socket.connect(bench.endpoint)
-    socket.send(Envelope(Kind.NOTE, "queue.a", 5, 6, {}).encode())
+    bench.stranger_says(Envelope(Kind.NOTE, "queue.a", 5, 6, {}).encode())
     bench.until(lambda: server.lane.stale == 1, "the stale message")
     assert server.messages == []
 
@@ -161,9 +183,7 @@ def test_a_message_for_another_generation_is_dropped_and_counted(bench: Bench) -
 @pytest.mark.parametrize("data", [b"x", b"\xc1", b"\x95\x01\x02\x03\x04\x05", b"\x80"])
 def test_malformed_bytes_are_counted_and_harmless(bench: Bench, data: bytes) -> None:
     server = Server(bench.loop, bench.context(), bench.endpoint, 7)
-    socket = bench.context().socket(zmq.DEALER)
-    socket.connect(bench.endpoint)
-    socket.send(data)
+    bench.stranger_says(data)
     bench.until(lambda: server.lane.malformed == 1, "the refusal")
     assert "dropped a message" in server.log.lines[0]
     client = Client(bench.loop, bench.context(), bench.endpoint, 5)
@@ -220,3 +240,36 @@ def test_a_flood_is_read_in_bursts_and_to_its_end(bench: Bench) -> None:
         assert client.lane.send(Kind.NOTE, {"n": number})
     bench.until(lambda: len(server.messages) == 1000, "all messages")
     assert [body["n"] for _, _, body in server.messages] == list(range(1000))
+
+
+def test_a_direct_lane_to_a_peer_that_does_not_read_keeps_all_of_it_in_order(tmp_path: Path) -> None:
+    """More than a socket's buffer takes: the rest waits in the sender, and leaves when there is room."""
+    bench = Bench(f"ipc://{tmp_path}/lane", True)
+    server, client = both(bench)
+    text = "x" * 60_000
+    for number in range(20):
+        assert client.lane.send(Kind.NOTE, {"n": number, "text": text})
+    assert client.lane._socket._connection._waiting, "the buffer was to be full"  # type: ignore[union-attr]
+    bench.until(lambda: len(server.messages) == 20, "all messages")
+    assert [body["n"] for _, _, body in server.messages] == list(range(20))
+    assert client.lane._socket._connection._writable == -1  # type: ignore[union-attr]
+
+
+def test_a_direct_lane_refuses_what_is_above_its_high_water_mark(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("common.limits.LANE_HWM", 3)
+    bench = Bench(f"ipc://{tmp_path}/lane", True)
+    server, client = both(bench)
+    text, taken = "x" * 60_000, 0
+    while client.lane.send(Kind.NOTE, {"n": taken, "text": text}):
+        taken += 1
+    assert len(client.lane._socket._connection._waiting) == 3  # type: ignore[union-attr]
+    bench.until(lambda: len(server.messages) == taken, "what was taken")
+    assert client.lane.send(Kind.NOTE, {"n": taken, "text": text})
+
+
+def test_a_message_longer_than_an_envelope_may_be_is_refused_on_a_direct_lane(tmp_path: Path) -> None:
+    bench = Bench(f"ipc://{tmp_path}/lane", True)
+    server = Server(bench.loop, bench.context(), bench.endpoint, 7)
+    bench.stranger_says(b"x" * (65536 + 100))
+    bench.until(lambda: server.lane.malformed == 1, "the refusal")
+    bench.close()

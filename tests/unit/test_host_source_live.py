@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import zmq
 
 from bus.arena import Arena
 from bus.control import ask
+from bus.direct import DirectContext, DirectRouter
 from bus.envelope import Body, Kind
 from bus.lane import LaneServer
 from bus.loop import Loop
@@ -46,12 +46,11 @@ class Usb:
         self.runtime, self.generation = runtime, boottime_ns()
         self.arena = Arena.create(runtime, "usb.source.disk", self.generation, 1 << 20)
         self.loop = Loop()
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.hellos: list[tuple[int, Body]] = []
         self.completed: dict[int, int] = {}
         self.lane = LaneServer(
             self.loop,
-            self.context,
+            DirectContext(self.loop),
             Warnings(),
             "usb",
             self.generation,
@@ -88,7 +87,9 @@ class Usb:
         self.loop._before_wait.remove(look)
 
     def die(self) -> None:
-        self.context.destroy(linger=0)
+        socket = self.lane._socket
+        assert isinstance(socket, DirectRouter)
+        socket.close()
 
 
 class Bench:

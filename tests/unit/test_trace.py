@@ -88,3 +88,21 @@ def test_what_is_not_a_kill_point_is_refused(fields: dict[str, object]) -> None:
 def test_longest_delay_is_taken() -> None:
     trace.arm({"name": "a", "act": "delay", "delay_ms": 60_000})
     trace.arm(None)
+
+
+def test_recording_holds_each_point_in_order_with_its_time_and_then_ends() -> None:
+    assert trace.record(True) == []
+    trace.point("role.first")
+    trace.point("role.second")
+    records = trace.record(False)
+    trace.point("role.third")
+    assert [name for name, _ in records] == ["role.first", "role.second"]
+    assert 0 < records[0][1] <= records[1][1]
+    assert trace.record(False) == []
+
+
+def test_recording_is_bounded() -> None:
+    trace.record(True)
+    for _ in range(trace.RECORDS + 1):
+        trace.point("role.step")
+    assert len(trace.record(False)) == trace.RECORDS

@@ -127,6 +127,7 @@ def grammar() -> argparse.ArgumentParser:
     doctor.add_argument("--side", choices=("gadget", "host"), help="only what this side needs")
     doctor.add_argument("--json", action="store_true", help="for programs (version 1)")
     doctor.set_defaults(run=_doctor_run)
+    _bench(commands.add_parser("bench", parents=[common], help="measure the parts, the whole, and their ratios"))
     config = commands.add_parser("config", help="configuration files")
     check = config.add_subparsers(dest="action", required=True, metavar="check").add_parser(
         "check", parents=[common], help="look at a file, and name file, line and key of each fault"
@@ -237,6 +238,21 @@ def _export(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) ->
         if name == "limit":
             action.add_argument("limit", metavar="DURATION", help="as 30s or 5min; `none` takes a limit away")
         action.set_defaults(run=_export_run)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "system", nargs="*", metavar="SYSTEM", help="bus, link, block, whole, mass_storage, exports (all)"
+    )
+    parser.add_argument("--full", action="store_true", help="every load, not only those that the ratios are made of")
+    parser.add_argument("--seconds", type=_time, default=3.0, metavar="T", help="of each load (default: 3s)")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="all of it N times, the fastest counts")
+    parser.add_argument("--json", action="store_true", help="for programs (version 1)")
+    parser.add_argument("--save", metavar="F", help="write what --json prints there, too")
+    parser.add_argument("--chart", metavar="F", help="write a chart there, as SVG")
+    parser.add_argument("--check", metavar="F", help="a document of --json: a ratio 15 % worse than there is a fault")
+    parser.add_argument("--profile", action="store_true", help="where the time of a lone read goes, step by step")
+    parser.set_defaults(run=_bench_run)
 
 
 def _side(parser: argparse.ArgumentParser) -> None:
@@ -392,6 +408,12 @@ def _doctor_run(options: argparse.Namespace) -> int:
     from tools.doctor.show import show
 
     return show(options.side, options.json)
+
+
+def _bench_run(options: argparse.Namespace) -> int:
+    from tools.bench import main
+
+    return main(options)
 
 
 def _config_check_run(options: argparse.Namespace) -> int:
