@@ -113,6 +113,7 @@ def test_the_session_is_dead(side: Side, tmp_path: Path) -> None:
         assert recent(row(document, "session")["since"], began)
         roles = [r for r in document["processes"] if r["role"] not in ("session",)]
         assert {r["state"] for r in roles} == {"running"}, "I/O does not pause, and no other is blamed"
+        assert document["link"]["state"] == "online", "as usb tells it meanwhile"
 
 
 @pytest.mark.parametrize("side", list(Side))

@@ -36,7 +36,7 @@ def look(runtime: Runtime) -> Document:
     rows = [_row(row, answers) for row in watched["processes"]]
     session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _absent("session", told, rows)}
     exports = [held_up(_export(export, answers), rows) for export in session.get("exports", [])]
-    link = session.get("link", {"state": "absent"})
+    link = session.get("link") or _link_by_usb(answers.get("usb"))
     return {
         **head,
         "state": judge({**watched, "processes": rows}, session),
@@ -100,6 +100,13 @@ def why_not(row: dict[str, Any]) -> str:
     since = f" since {_time_of_day(row['since'])}" if row["since"] else ""
     why = row.get("reason") or row["last_exit"]
     return f"{row['role']} is {row['state']}{since}" + (f": {why}" if why else "")
+
+
+def _link_by_usb(answer: Any) -> dict[str, Any]:
+    """While session cannot tell: its death is not the link's."""
+    own = answer if isinstance(answer, dict) else {}
+    state = {"attached": "online", "online": "online", "parked": "parked"}.get(str(own.get("link")), "absent")
+    return {"state": state, **({"since": own["since"]} if own.get("since") else {})}
 
 
 def _time_of_day(iso: str) -> str:
