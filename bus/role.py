@@ -34,13 +34,17 @@ DATA_LANE = "data"
 
 @dataclass(frozen=True)
 class Birth:
-    """What a role is born with. `args` is what the watchdog's order said; `fds` what the spawner kept for it."""
+    """What a role is born with. `args` is what the watchdog's order said; `fds` what the spawner kept for it.
+
+    `urgent`: I/O may wait for it, so it goes before its elders until it is ready. A first start is not.
+    """
 
     runtime: Runtime
     role: str
     generation: int
     args: dict[str, Any] = field(default_factory=dict)
     fds: dict[str, int] = field(default_factory=dict)
+    urgent: bool = False
 
 
 class Role:
@@ -117,8 +121,11 @@ class Role:
         if not self._ready:
             trace.point("role.ready")
             self._ready = True
-            _go_first(limits.NICE)
-            _finish_turns()
+            if (
+                self.name != WATCHDOG
+            ):  # who is not heard in time is killed by it, and it by the spawner: it must be heard
+                _go_first(limits.NICE)
+                _finish_turns()
             self.log.info(f"ready, generation {self.generation}")
             self.tell_watchdog({"note": "ready"})
 
@@ -204,7 +211,8 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
     status: int
     try:
-        _go_first(limits.NEWBORN_NICE)
+        if birth.urgent:
+            _go_first(limits.NEWBORN_NICE)
         trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
         trace.point("role.starting")
         role = Role(birth)
@@ -227,7 +235,7 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
 
 
 def _go_first(niceness: int) -> None:
-    """Until it is ready a role goes before its elders too: I/O waits for it alone. Each thread has its own niceness."""
+    """Each thread has its own niceness."""
     with suppress(OSError):  # EPERM, EACCES: a host side of somebody who may not; ESRCH: a thread that just ended
         for thread in os.listdir("/proc/self/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), niceness)

@@ -41,6 +41,7 @@ RECONNECT_MS = 5  # ZeroMQ's default of 100 ms would be the longest step of a re
 MAX_NAME = 64  # characters of a role, export or instance name; sun_path is 108 bytes in all
 BEAT_S = 5.0  # a role tells the watchdog that it lives; each beat is two wake-ups there, and an idle side is to sleep
 SILENCE_S = 8.0  # silence this long is asked about; as long again is death. Generous: the emulated guest stalls
+SILENT_WAITS = 2  # such waits of spawner and watchdog for each other; counted, as who was frozen himself has not waited
 LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
 LOG_LINE = 2000  # characters
 SCRAPES = 4  # connections for metrics at a time: a scraper or two, and somebody who looks
@@ -50,7 +51,8 @@ LENT_LEVEL_S = 60.0  # longest loan of a log level: who wants it longer asks aga
 
 # -- supervision -------------------------------------------------------------------------------------------------
 NICE = -5  # of every process that serves a disk, as its users wait for it: three quarters of a busy processor
-NEWBORN_NICE = -20  # of a role until it is ready: I/O waits for it alone
+NEWBORN_NICE = -20  # of a successor until it is ready: I/O waits for it alone. And of the watchdog, always
+URGENT_STARTS = 4  # successors at once that go before all others: more would hold up those who serve, or watch
 READY_S = 60.0  # a role that is not ready by then has failed its start (USB roles are ready before a link exists)
 BACKOFF_FLOOR_S = 0.05  # first pause after a death before ready
 BACKOFF_CEILING_S = 5.0

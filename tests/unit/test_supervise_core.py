@@ -80,6 +80,30 @@ def test_a_death_after_ready_is_respawned_at_once(status: int | None) -> None:
     assert core.roles["usb"].state is State.SPAWNING
 
 
+def test_a_successor_is_urgent_and_a_first_start_is_not() -> None:
+    core = Core(BOUNDS)
+    assert [order.urgent for order in orders(core.want(USB, 0.0))] == [False]
+    born(core)
+    core.ready("usb", 1000, 0.0)
+    assert [order.urgent for order in orders(core.died("usb", 100, KILLED, None, 1.0))] == [True]
+    assert [order.urgent for order in orders(Core(BOUNDS).want(USB, 0.0, lived=True))] == [True]
+
+
+def test_so_many_successors_are_urgent_at_once_and_no_more() -> None:
+    """With 32 going before all others nobody would be left to be heard by the watchdog, nor it by the spawner."""
+    core, specs = Core(BOUNDS), [RoleSpec(f"queue.{n}", "x.queue") for n in range(limits.URGENT_STARTS + 3)]
+    urgent = [order.urgent for spec in specs for order in orders(core.want(spec, 0.0, lived=True))]
+    assert urgent == [True] * limits.URGENT_STARTS + [False] * 3
+    born(core, specs[0], pid=7)
+    core.ready("queue.0", 70, 1.0)
+    assert [order.urgent for order in orders(core.died("queue.0", 7, KILLED, None, 9.0))] == [False]
+    for number, spec in enumerate(specs[1:]):
+        born(core, spec, pid=10 + number)
+        core.ready(spec.role, 100 + 10 * number, 9.0)
+    assert core.roles["queue.0"].state is State.SPAWNING
+    assert [order.urgent for order in orders(core.died("queue.1", 10, KILLED, None, 19.0))] == [True]
+
+
 def test_deaths_before_ready_back_off_from_floor_to_ceiling_and_ready_forgets_them() -> None:
     core, now, pauses = Core(BOUNDS), 0.0, []
     core.want(USB, now)

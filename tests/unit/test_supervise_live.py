@@ -92,6 +92,20 @@ def test_every_killed_role_is_respawned_and_no_other_is_touched(side: LiveSide) 
         assert after[role]["restarts"] == before[role]["restarts"] + 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may go before others")
+def test_the_watchdog_goes_before_all_for_good_and_a_successor_until_it_is_ready(side: LiveSide) -> None:
+    def niceness(rows: dict[str, Row]) -> dict[str, int]:
+        return {role: os.getpriority(os.PRIO_PROCESS, row["pid"]) for role, row in rows.items() if role != "twin"}
+
+    side.up(steady("usb"))
+    before = side.rows()
+    usual = {SPAWNER: limits.NICE, WATCHDOG: limits.NEWBORN_NICE, "usb": limits.NICE}
+    assert niceness(before) == usual
+    os.kill(before["usb"]["pid"], signal.SIGKILL)
+    after = side.until_replaced(before, "usb")
+    assert niceness(after) == usual
+
+
 def test_a_killed_watchdog_is_replaced_and_its_successor_restarts_nothing(side: LiveSide) -> None:
     side.up(steady("usb"), steady("session"))
     os.kill(side.rows()["usb"]["pid"], signal.SIGKILL)
@@ -154,6 +168,23 @@ def test_a_stopped_role_is_replaced_after_silence_and_is_dead_before(side: LiveS
     assert after["usb"]["last_exit"].startswith("killed by signal 9 (silent for 0.6 s")
     with pytest.raises(ProcessLookupError):
         os.kill(before["usb"]["pid"], 0)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("first", [SPAWNER, WATCHDOG])
+def test_a_side_that_was_frozen_for_long_kills_nobody_when_it_goes_on(side: LiveSide, first: str) -> None:
+    """A paused virtual machine, a frozen cgroup: who was frozen himself has not waited for the other's word."""
+    side.up(steady("usb"))
+    before = side.until(lambda rows: rows["usb"]["state"] == "running", "usb")
+    frozen = pids(before)
+    for pid in frozen.values():
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(limits.SILENT_WAITS * limits.SILENCE_S + 2 * limits.BEAT_S)  # there is nothing to await: it is frozen
+    for pid in sorted(frozen.values(), key=lambda pid: pid != frozen[first]):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(1.0)  # it goes on alone, and must not judge those who sleep
+    after = side.until(lambda rows: rows["usb"]["state"] == "running", "usb")
+    assert pids(after) == frozen
 
 
 def test_a_role_that_can_never_work_is_shown_and_not_respawned(side: LiveSide, tmp_path: Path) -> None:

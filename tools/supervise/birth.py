@@ -17,7 +17,9 @@ from tools.supervise.plan import RoleSpec
 START, RETIRE = "start", "retire"
 
 
-def be_role(runtime: Runtime, spec: RoleSpec, function: str, generation: int, kept: dict[str, int]) -> NoReturn:
+def be_role(
+    runtime: Runtime, spec: RoleSpec, function: str, generation: int, kept: dict[str, int], urgent: bool
+) -> NoReturn:
     """Be `spec`'s process (START), or call another function of its entry: `retire`, or a job."""
     status = int(RoleExit.RESTART)
     try:
@@ -26,7 +28,7 @@ def be_role(runtime: Runtime, spec: RoleSpec, function: str, generation: int, ke
         process.begin_child(comm, set(kept.values()), output)
         module = importlib.import_module(spec.entry)  # imported long ago, unless the plan did not know of it
         if function == START:
-            live(Birth(runtime, spec.role, generation, spec.args, kept), module.start)
+            live(Birth(runtime, spec.role, generation, spec.args, kept, urgent), module.start)
         if function == RETIRE:
             take_name(runtime, spec.role, generation)  # for as long as we live: no role of this name meanwhile
         work = getattr(module, function, None)

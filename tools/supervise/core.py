@@ -18,11 +18,15 @@ from tools.supervise.table import ALIVE, ENDING, TABLE, Do, Event, State
 
 @dataclass(frozen=True)
 class Spawn:
-    """Order a process for `spec.role`; the answer carries `serial`. `retire`: it shall run the entry's `retire`."""
+    """Order a process for `spec.role`; the answer carries `serial`. `retire`: it shall run the entry's `retire`.
+
+    `urgent`: I/O may wait for it; it goes before all others until it is ready.
+    """
 
     spec: RoleSpec
     serial: int
     retire: bool = False
+    urgent: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class RoleLife:
     sudden_deaths: int = 0  # in a row, each soon after ready
     ready_at: float = 0.0  # of this process
     was_ready: bool = False
+    lived: bool = False  # this role had a process before: what it served may wait for it
     asked_to_end: bool = False
     last_exit: str = ""
     reason: str = ""  # why it stands where it stands; empty when it runs
@@ -85,9 +90,9 @@ class Core:
     _serial: int = 0
 
     # -- what should run -------------------------------------------------------------------------------------
-    def want(self, spec: RoleSpec, now: float, dynamic: bool = False) -> list[Action]:
-        """Have `spec` run. Other arguments than before restart it."""
-        life = self.roles.setdefault(spec.role, RoleLife(spec, dynamic))
+    def want(self, spec: RoleSpec, now: float, dynamic: bool = False, lived: bool = False) -> list[Action]:
+        """Have `spec` run. Other arguments than before restart it. `lived`: under a watchdog before this one."""
+        life = self.roles.setdefault(spec.role, RoleLife(spec, dynamic, lived=lived))
         changed, life.spec, life.wanted = life.spec != spec, spec, True
         actions = self._step(life, Event.WANT, now)
         return actions + (self.restart(spec.role, now) if changed else [])
@@ -155,6 +160,7 @@ class Core:
 
     def _born(self, life: RoleLife, pid: int, generation: int, now: float) -> list[Action]:
         life.pid, life.generation, life.was_ready, life.asked_to_end = pid, generation, False, False
+        life.lived = True
         return self._step(life, Event.SPAWNED if life.wanted else Event.SPAWNED_UNWANTED, now)
 
     def refused(self, role: str, serial: int, why: str, now: float) -> list[Action]:
@@ -308,11 +314,15 @@ class Core:
         if do in (Do.SPAWN, Do.RETIRE):
             self._serial += 1
             life.serial = self._serial
-            return Spawn(life.spec, life.serial, retire=do is Do.RETIRE)
+            return Spawn(life.spec, life.serial, retire=do is Do.RETIRE, urgent=do is Do.SPAWN and self._urgent(life))
         if do is Do.ASK:
             return Ask(life.spec.role)
         assert life.pid is not None
         return Signal(life.spec.role, life.pid, signal.SIGTERM if do is Do.TERM else signal.SIGKILL)
+
+    def _urgent(self, life: RoleLife) -> bool:
+        begun = [v for v in self.roles.values() if v.lived and v.state in (State.SPAWNING, State.STARTING)]
+        return life.lived and len([v for v in begun if v is not life]) < limits.URGENT_STARTS
 
     def _deadline(self, life: RoleLife, now: float) -> float | None:
         bounds = self.bounds

@@ -24,27 +24,28 @@ class Keeper:
         self._log, self._fork = log, fork
         self.pid: int | None = None
         self.pidfd: int | None = None  # of one that is not our child: its death is told by this
-        self._heard = 0.0  # monotonic seconds; 0: not yet
-        self._due = 0.0  # when to fork; or until when it must have spoken
+        self._due = 0.0  # monotonic seconds: when to fork, or how long the present wait for a word is
+        self._spoke = False  # this one was there
+        self._silent_waits = 0
         self._early_deaths = 0
         record = living(runtime, WATCHDOG)
         fd = open_pidfd(record) if record is not None else None
         if record is not None and fd is not None:
-            self.pid, self.pidfd, self._heard = record.pid, fd, time.monotonic()
+            self.pid, self.pidfd = record.pid, fd
+            self.heard()
 
     def patience(self) -> float:
         """Seconds until `keep` has something to do."""
-        due = self._due if self.pid is None or not self._heard else self._heard + 2 * limits.SILENCE_S
-        return max(0.0, due - time.monotonic())
+        return max(0.0, self._due - time.monotonic())
 
     def heard(self) -> None:
-        self._heard = time.monotonic()
+        self._spoke, self._silent_waits, self._due = True, 0, time.monotonic() + limits.SILENCE_S
 
     def died(self) -> None:
         """It is dead. The caller has stopped watching its pidfd, if there is one."""
         if self.pidfd is not None:
             os.close(self.pidfd)
-        early = self._heard == 0.0
+        early = not self._spoke
         self._early_deaths = self._early_deaths + 1 if early else 0
         pause = limits.BACKOFF_FLOOR_S * 2 ** min(self._early_deaths - 1, 20) if early else 0.0
         self._due = time.monotonic() + min(pause, limits.BACKOFF_CEILING_S)
@@ -52,19 +53,24 @@ class Keeper:
         self._log.warning("watchdog is dead" + (f", {self._early_deaths} times before it was there" if early else ""))
 
     def keep(self) -> None:
+        """To be called when nothing is left to be read: what was said must be heard before it is called silent."""
         now = time.monotonic()
+        if now < self._due:
+            return
         if self.pid is None:
-            if now >= self._due:
-                self._renew(now)
-        elif self.patience() == 0.0:
+            self._renew(now)
+            return
+        self._silent_waits += 1
+        self._due = now + limits.SILENCE_S
+        if self._silent_waits >= limits.SILENT_WAITS:
             self._log.error("watchdog is silent: killed")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)  # our child, or watched by a pidfd: the pid cannot be another's
-            self._heard = now  # its death is told by its pidfd or by SIGCHLD
+            self._silent_waits = 0  # its death is told by its pidfd or by SIGCHLD
 
     def _renew(self, now: float) -> None:
         try:
-            self.pid, self._heard, self._due = self._fork(), 0.0, now + limits.READY_S
+            self.pid, self._spoke, self._silent_waits, self._due = self._fork(), False, 0, now + limits.READY_S
         except OSError as error:
             self._log.error(f"no watchdog: fork: {error.strerror}")
             self._due = now + limits.BACKOFF_CEILING_S

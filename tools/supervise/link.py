@@ -38,7 +38,8 @@ class SpawnerLink:
         self._on_up, self._on_event = on_up, on_event
         self._socket: socket.socket | None = None
         self._greeted = False
-        self._answered = self._lost_at = loop.now()
+        self._lost_at = loop.now()
+        self._unanswered = 0  # beats in a row
         self._fresh: subprocess.Popen[bytes] | None = None
         self.children: set[int] = set()
         self.twin: int | None = None
@@ -69,7 +70,7 @@ class SpawnerLink:
             self._think_of_fresh()
             self._loop.after(_RETRY_S, self._connect)
             return
-        self._socket, self._answered = sock, self._loop.now()
+        self._socket, self._unanswered = sock, 0
         self._loop.watch(sock.fileno(), self._readable)
 
     def _think_of_fresh(self) -> None:
@@ -96,7 +97,7 @@ class SpawnerLink:
             self._take(message, received)
 
     def _take(self, message: dict[str, Any], received: list[int]) -> None:
-        self._answered = self._loop.now()
+        self._unanswered = 0
         match message.get("event"):
             case "hello":
                 self.children, self.twin, self._greeted = set(message["children"]), message["twin"], True
@@ -127,10 +128,11 @@ class SpawnerLink:
     def _beat(self) -> None:
         if self._socket is None:
             return
-        self.send({"do": "beat"})
-        if self._loop.now() - self._answered > 2 * limits.SILENCE_S:
+        if self._unanswered * limits.BEAT_S >= limits.SILENT_WAITS * limits.SILENCE_S:
             record = living(self._runtime, SPAWNER)
             if record is not None:
                 self._log.error(f"spawner {record.pid} is silent: killed with {signal.SIGKILL.name}")
                 kill([record])
-            self._answered = self._loop.now()
+            self._unanswered = 0
+        self.send({"do": "beat"})
+        self._unanswered += 1

@@ -59,7 +59,7 @@ class Spawner:
         self._listener = self._listen()
         self._wake = self._watch_children()
         self._twin: tuple[int, socket.socket] | None = None
-        self._keeper = Keeper(runtime, self.log, lambda: self._spawn(RoleSpec(WATCHDOG, WATCHDOG_ENTRY), START)[0])
+        self._keeper = Keeper(runtime, self.log, self._spawn_watchdog)
         if self._keeper.pidfd is not None:
             self._selector.register(self._keeper.pidfd, selectors.EVENT_READ, self._adopted_watchdog_died)
         self.log.info(f"spawner, generation {self.generation}")
@@ -72,10 +72,12 @@ class Spawner:
                 twin = self._renew_twin()
                 if twin is not None:
                     return twin
-            self._keeper.keep()
-            for key, _ in self._selector.select(self._keeper.patience()):
+            ready = self._selector.select(self._keeper.patience())
+            for key, _ in ready:
                 handler: Callable[[], None] = key.data
                 handler()
+            if not ready:  # what it said while we were held up is heard before it is called silent
+                self._keeper.keep()
 
     def _listen(self) -> socket.socket:
         path = self.runtime.spawner_socket()
@@ -108,14 +110,17 @@ class Spawner:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return pid, generation
 
-    def _spawn(self, spec: RoleSpec, function: str) -> tuple[int, int]:
+    def _spawn_watchdog(self) -> int:
+        return self._spawn(RoleSpec(WATCHDOG, WATCHDOG_ENTRY), START, urgent=True)[0]
+
+    def _spawn(self, spec: RoleSpec, function: str, urgent: bool) -> tuple[int, int]:
         """Fork `spec`'s process. Raises OSError if there can be none now."""
         kept = self.store.of(spec.role) if function == START else {}
         armed = self._armed.pop(spec.role, None) if function == START else None
         pid, generation = self._fork()
         if pid == 0:
             spec = spec if armed is None else replace(spec, args={**spec.args, "trace": armed})
-            be_role(self.runtime, spec, function, generation, kept)
+            be_role(self.runtime, spec, function, generation, kept, urgent)
         self._children[pid] = Child(spec.role, generation, function)
         trace.point("spawner.forked")
         return pid, generation
@@ -255,7 +260,7 @@ class Spawner:
         if function == RETIRE:
             self._drop(spec.role)  # a spare copy would keep alive what is to be taken away
         try:
-            pid, generation = self._spawn(spec, function)
+            pid, generation = self._spawn(spec, function, urgent=message.get("urgent") is True)
         except OSError as error:
             why = f"fork: {error.strerror}"
             self._send(peer, {"event": "refused", "role": spec.role, "serial": serial, "why": why})

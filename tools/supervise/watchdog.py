@@ -88,7 +88,7 @@ class Watchdog:
         elif self._memory.down:  # not started again only to be ended: what it left is taken away
             self._core.recall(spec, dynamic)
         else:
-            self._do(self._core.want(spec, now, dynamic))
+            self._do(self._core.want(spec, now, dynamic, lived=spec.role in self._memory.history))
 
     def _adopt(self, spec: RoleSpec, dynamic: bool, wanted: bool) -> bool:
         """Is there a process of that name that the core does not know? Then it does now."""
@@ -126,10 +126,10 @@ class Watchdog:
             return
         if order.retire:
             self._jobs.end_all_of(spec.role)
-        self._send_order(spec, order.serial, "retire" if order.retire else "start")
+        self._send_order(spec, order.serial, "retire" if order.retire else "start", order.urgent)
 
-    def _send_order(self, spec: RoleSpec, serial: int, function: str) -> None:
-        fields = {"role": spec.role, "entry": spec.entry, "args": spec.args, "function": function}
+    def _send_order(self, spec: RoleSpec, serial: int, function: str, urgent: bool = False) -> None:
+        fields = {"role": spec.role, "entry": spec.entry, "args": spec.args, "function": function, "urgent": urgent}
         trace.point("watchdog.ordering")
         self._link.send({"do": "spawn", "serial": serial, **fields})
 
