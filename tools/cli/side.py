@@ -102,7 +102,9 @@ def _await_ready(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> None:
     deadline = time.monotonic() + limits.READY_S + limits.READY_S / 2
     waiting = Waiting()
     while True:
+        began = time.monotonic()
         waits_for, failed = _look(runtime, plan, spawner)
+        look_s = time.monotonic() - began
         if failed is not None:
             raise Refused(failed, Exit.FAULT)
         if not waits_for:
@@ -111,7 +113,7 @@ def _await_ready(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> None:
             raise Refused(f"{runtime.side}: not ready after {limits.READY_S * 1.5:g} s: {waits_for}", Exit.FAULT)
         if line := waiting.line(waits_for, time.monotonic()):
             say(line)
-        time.sleep(_LOOK_S)
+        time.sleep(max(_LOOK_S, 4 * look_s))  # of 32 exports a look costs the watchdog what their start needs
 
 
 def _look(runtime: Runtime, plan: Plan, spawner: "Popen[bytes]") -> tuple[str, str | None]:
