@@ -117,6 +117,18 @@ class Loop:
 
         self.after(interval_s, again)
 
+    def beat(self, interval_s: float, handler: Handler) -> None:
+        """Call `handler` at the multiples of `interval_s` of the monotonic clock: the same moments in all processes.
+
+        Who hears the beats of many is then woken once for all of them.
+        """
+
+        def again() -> None:
+            self.after(interval_s - self.now() % interval_s, again)
+            handler()
+
+        self.after(interval_s - self.now() % interval_s, again)
+
     def before_wait(self, handler: Handler) -> None:
         """Call `handler` each time before the loop sleeps: the place to send what the handlers have gathered."""
         self._before_wait.append(handler)

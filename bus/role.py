@@ -81,7 +81,7 @@ class Role:
         self._on_watchdog_note: Callable[[dict[str, Any]], None] = lambda note: None
         if self.name != WATCHDOG:
             self.watchdog = self.connect(WATCHDOG, "roles", self._hello, self._introduce, self._from_watchdog)
-            self.loop.every(limits.BEAT_S, lambda: self.tell_watchdog({"note": "beat"}))
+            self.loop.beat(limits.BEAT_S, lambda: self.tell_watchdog({"note": "beat"}))
 
     # -- lanes and calls -----------------------------------------------------------------------------------------
     def connect(

@@ -31,6 +31,12 @@ def pss_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
+def sleeps(pid: int) -> int:
+    """Of all its threads: each began with a wake-up. Being interrupted by another process is none, and not counted."""
+    tasks = [(task / "status").read_text().splitlines() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int(line.split()[1]) for lines in tasks for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
 def policies(pid: int) -> frozenset[int]:
     return frozenset(os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir())
 
@@ -55,15 +61,17 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Rest]]:
         assert disk.read(memoryview(bytearray(4096)), 0) == 4096  # it has worked before it rests
         disk.close()
         await_(lambda: len(processes()) == 12, "all processes of both sides")
-        time.sleep(limits.BEAT_S)  # the ends of the start: settling, partitions
+        # The ends of the start: settling, partitions. Then from between two beats to between two beats.
+        time.sleep(limits.BEAT_S + limits.BEAT_S / 2 - time.monotonic() % limits.BEAT_S)
         pids = processes()
+        slept = {role: sleeps(pid) for role, pid in pids.items()}
         before, began = usage.all_spent(pids), time.monotonic()
         time.sleep(WINDOW_S)  # what is measured is that nothing happens
         took = time.monotonic() - began
         spent = usage.since(before, usage.all_spent(pids))
+        wakes = {role: (sleeps(pid) - slept[role]) / took for role, pid in pids.items()}
         yield {
-            role: Rest(spent[role].switches / took, spent[role].cpu_s / took, pss_mib(pid), policies(pid))
-            for role, pid in pids.items()
+            role: Rest(wakes[role], spent[role].cpu_s / took, pss_mib(pid), policies(pid)) for role, pid in pids.items()
         }
 
 

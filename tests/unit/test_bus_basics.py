@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bus import fds, runtime
 from bus.arena import Arena, slot_bytes
 from bus.envelope import Envelope, Kind
+from bus.loop import Loop
 from bus.runtime import Runtime, Side
 from common import limits
 from common.errors import Gone, Refused, WireError
@@ -181,3 +182,15 @@ def test_descriptors_of_a_malformed_message_are_closed() -> None:
     assert os.read(reader, 1) == b""
     os.close(reader)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_beats_of_all_loops_come_at_the_same_moments() -> None:
+    """Whoever hears many beats is to be woken once for all of them (tests/chaos/test_idle.py counts)."""
+    interval_s, moments = 0.2, []
+    for head_start_s in (0.0, 0.07):
+        loop = Loop()
+        loop.after(head_start_s, lambda loop=loop: loop.beat(interval_s, lambda: moments.append(loop.now())))  # type: ignore[misc]
+        loop.after(head_start_s + 3 * interval_s, loop.stop)
+        loop.run()
+    assert len(moments) in (5, 6)
+    assert all(moment % interval_s < 0.1 for moment in moments)

@@ -43,7 +43,7 @@ class SpawnerLink:
         self._fresh: subprocess.Popen[bytes] | None = None
         self.children: set[int] = set()
         self.twin: int | None = None
-        loop.every(limits.BEAT_S, self._beat)
+        loop.beat(limits.BEAT_S, self._beat)
         self._connect()
 
     def send(self, order: dict[str, Any]) -> bool:

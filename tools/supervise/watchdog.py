@@ -56,7 +56,7 @@ class Watchdog:
         self._loop.before_wait(self._before_wait)
         self._notifier = Notifier()
         if self._notifier.pings_every_s is not None:
-            self._loop.every(self._notifier.pings_every_s, self._notifier.alive)
+            self._loop.beat(self._notifier.pings_every_s, self._notifier.alive)
         self._notifier.ready()
         self._notifier.alive()  # a predecessor may have used up the time
         role.ready()
