@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-native top e2e bench bench-check system deb apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native top e2e bench bench-check system deb apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -45,6 +45,9 @@ chaos: setup ## faults at random in a guest under a verifying workload: SEED=...
 	@timeout --foreground -k 20 14400 $(RUN) -m tools.vm run --timeout 14000 --share $(RESULTS)/chaos -- \
 		env SEED=$(SEED) N=$(N) EACH=$(EACH) CELLS=$(CELLS) LOAD=$(LOAD) $(if $(CELLS),RESULTS=$(abspath $(RESULTS))/chaos/cells.jsonl) \
 		$(RUN) -m tests.chaos
+
+chaos-cells: setup ## every event at every stage in one guest for each processor (hours; goes on where it was ended): CELLS=3
+	@SEED=$(SEED) CELLS=$(CELLS) JOBS=$(JOBS) $(RUN) -m tests.chaos.guests
 
 chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... N=... (200), or EACH=3, or CELLS=1; V0=1
 	@mkdir -p $(RESULTS)/chaos

@@ -1,7 +1,8 @@
 """`make chaos SEED=... N=...`: N faults from one seed, upon both sides in a guest, under two verifying workloads.
 
 `EACH=3` instead of N strikes every event three times, and each stage's own death; `CELLS=1` strikes every event at
-every stage, keeps what it measured in RESULTS, and goes on where it was ended. LOAD=fio: other people's programs.
+every stage, keeps what it measured in RESULTS, and goes on where it was ended (tests.chaos.guests shares them out, as
+PART=1/2). LOAD=fio: other people's programs.
 
 A failure prints the seed and the step, and SEED with N of that step run it again (the events are the same; when they
 strike, the kernel's scheduler decides). Ends with the table, the memory of both sides, and a clean `down`.
@@ -40,12 +41,13 @@ def main() -> int:
     seed = int(os.environ.get("SEED") or time.time())
     print(f"chaos: SEED={seed}", flush=True)
     results = Results(Path(os.environ["RESULTS"]) if os.environ.get("RESULTS") else None)
+    part, parts = (int(number) for number in (os.environ.get("PART") or "1/1").split("/"))
     work = Path(tempfile.mkdtemp(prefix="replug-chaos-"))
     files = [work / "a.img", work / "b.img"]
     for file, blocks in zip(files, BLOCKS, strict=True):
         file.write_bytes(bytes(blocks * BLOCK))
     loads: Loads = programs if os.environ.get("LOAD") == "fio" else verifying
-    cold, machine, run = _cold_start(), Machine(), Run(seed, results, loads=loads)
+    cold, machine, run = _cold_start(), Machine(), Run(seed, results, loads=loads, part=slice(part - 1, None, parts))
     try:
         with inside.both_sides(*files) as bench:
             run.strike_all([Path(bench.image_device), Path(bench.scratch_device)])
@@ -58,6 +60,8 @@ def main() -> int:
             raise Violation("\n".join(["the machine is not as before:", *complaints]))
     except (Violation, inside.DemoFailed, RuntimeError, OSError) as error:
         inside._tell_logs()
+        if os.environ.get("CELLS") and run.cell != ("", ""):
+            results.add_failure(*run.cell, str(error))
         print(f"{results}\nchaos: FAIL at step {run.step}: {error}")
         print(f"again: make chaos SEED={seed} N={run.step}", flush=True)
         return 1
@@ -70,8 +74,17 @@ def main() -> int:
 class Run:
     """Faults one after the other, each when I/O flows again after the one before."""
 
-    def __init__(self, seed: int, results: Results, limit_s: float = LIMIT_S, loads: Loads | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        results: Results,
+        limit_s: float = LIMIT_S,
+        loads: Loads | None = None,
+        part: slice = slice(None),
+    ) -> None:
         self._seed, self.results, self._limit_s, self._load = seed, results, limit_s, loads or verifying
+        self._part = part  # of the cells
+        self.cell = ("", "")  # event and stage that are being struck
         self._loads: Sequence[Load] = []
         self.step, self.verified_bytes = 0, 0
 
@@ -81,10 +94,11 @@ class Run:
         roles = sorted(key for key in inside.pids() if kind_of(key[1]) not in _QUIET)
         plan = (chosen or self._plan)(roles)
         for self.step, events in enumerate(plan, 1):
-            pause_s = self._strike(events)
             event, stage = " and ".join(str(event) for event in events), ""
             if len(events) == 1 and isinstance(events[0], At):
                 event, stage = events[0].told()
+            self.cell = event, stage
+            pause_s = self._strike(events)
             self.results.add(event if len(events) == 1 else "two at once", stage, pause_s)
             told = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {told}: paused {pause_s * 1000:.0f} ms", flush=True)
@@ -94,7 +108,10 @@ class Run:
     def _plan(self, roles: list[Key]) -> Planned:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
         if times:
-            left = [at for at in cells(roles) if self.results.times(*at.told()) < times]
+            ours = cells(roles)[self._part]
+            left = [
+                at for at in ours if self.results.times(*at.told()) < times and at.told() not in self.results.failures
+            ]
             random.Random(self._seed).shuffle(left)  # what is slow or fails is met early, whatever its row
             return [(at,) for at in left]
         if each:

@@ -12,7 +12,7 @@ from tests.chaos.results import Results
 from tests.chaos.scenario import impossible
 from tests.chaos.stages import At, Stage, stages
 
-MEASURED = Path(".setup/results/chaos/cells.jsonl")
+MEASURED = Path(".setup/results/chaos")  # cells.jsonl, or one for each guest
 MEASURED_NATIVE = Path(".setup/results/chaos/native-cells.jsonl")
 TARGET = Path("docs/recovery-table.md")
 TARGET_NATIVE = Path("docs/recovery-table-native.md")
@@ -45,7 +45,7 @@ processor. At a load of 3 the medians of a plain death of gadget `queue` and `us
 def main(arguments: list[str]) -> int:
     native = "--native" in arguments
     files = [Path(argument) for argument in arguments if argument != "--native"]
-    results = Results(files[0] if files else MEASURED_NATIVE if native else MEASURED)
+    results = Results(beside=files or ([MEASURED_NATIVE] if native else sorted(MEASURED.glob("cells*.jsonl"))))
     reasons: dict[str, str] = {}
     title, where = (", natively", _NATIVE) if native else ("", _IN_A_GUEST)
     text = _INTRODUCTION.format(title=title, where=where)

@@ -2,32 +2,52 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 
 class Results:
-    """Pauses in seconds by event and, for a cell, stage. `path`: JSON lines, one for each; None: this run only."""
+    """Pauses in seconds by event and, for a cell, stage; and which did not go on.
 
-    def __init__(self, path: Path | None = None) -> None:
+    `path`: JSON lines, one for each, added to; None: this run only. `beside`: what others measured, only read.
+    """
+
+    def __init__(self, path: Path | None = None, beside: Iterable[Path] = ()) -> None:
         self._path = path
         self._pauses: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-        if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self._pauses[row["event"], row["stage"]].append(row["pause_s"])
+        self.failures: dict[tuple[str, str], str] = {}
+        for file in {*beside, *([path] if path is not None and path.exists() else [])}:
+            for line in file.read_text().splitlines():
+                self._take(json.loads(line))
+
+    def _take(self, row: dict[str, Any]) -> None:
+        cell = (row["event"], row["stage"])
+        if "failed" in row:
+            self.failures[cell] = row["failed"]
+        else:
+            self._pauses[cell].append(row["pause_s"])
 
     def add(self, event: str, stage: str, pause_s: float) -> None:
-        self._pauses[event, stage].append(pause_s)
+        self._keep({"event": event, "stage": stage, "pause_s": round(pause_s, 3)})
+
+    def add_failure(self, event: str, stage: str, why: str) -> None:
+        self._keep({"event": event, "stage": stage, "failed": why})
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self._take(row)
         if self._path is not None:
             with self._path.open("a") as file:
-                file.write(json.dumps({"event": event, "stage": stage, "pause_s": round(pause_s, 3)}) + "\n")
+                file.write(json.dumps(row) + "\n")
 
     def times(self, event: str, stage: str) -> int:
         return len(self._pauses[event, stage])
 
     def cell(self, event: str, stage: str) -> str:
         """Median and longest, in ms."""
+        if (event, stage) in self.failures:
+            return "**failed**"
         pauses = self._pauses[event, stage]
         return f"{median(pauses) * 1000:.0f} / {max(pauses) * 1000:.0f}" if pauses else "never struck"
 
