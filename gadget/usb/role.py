@@ -17,6 +17,7 @@ from bus.role import Role
 from bus.runtime import Runtime
 from common import follow, limits, trace
 from common.errors import Gone, WireError
+from common.refusals import Refusals
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
 from gadget.usb import kept, udc
@@ -39,7 +40,8 @@ class Usb:
         self._completions: dict[str, list[list[int]]] = {}
         self._handshake = Handshake()
         self._heard_at = 0.0
-        self._counts = {"requests": 0, "responses": 0, "refused": 0, "epochs": 0}
+        self._counts = {"requests": 0, "responses": 0, "epochs": 0}
+        self._refusals = Refusals(role.log, role.loop.now)
         self._since = datetime.now(UTC)
         role.status = self._status
         tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
@@ -106,8 +108,7 @@ class Usb:
         try:
             config = self._handshake.answer(setup)
         except WireError as error:
-            self._counts["refused"] += 1
-            self._role.log.warning(f"refused: {error}")
+            self._refusals.count("control", str(error))
             return
         self._heard()
         if config is not None:
@@ -210,7 +211,7 @@ class Usb:
             trace.point("usb.answer.arrived")
             self._do(self._core.answered(response))
         except WireError as error:
-            self._counts["refused"] += 1
+            self._refusals.count("message", str(error))
             self._transport.start_over(f"the host broke the protocol: {error}")
 
     def record(self, record: Record, address: int) -> None:
@@ -283,6 +284,7 @@ class Usb:
             "since": self._since.isoformat(timespec="milliseconds"),
             "exports": {role: {"waiting": w, "on_wire": n} for role, (w, n) in self._core.counts().items()},
             **self._counts,
+            **self._refusals.status(),
         }
 
 
