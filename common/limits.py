@@ -45,7 +45,7 @@ SILENT_WAITS = 2  # such waits of spawner and watchdog for each other; counted, 
 LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
 LOG_LINE = 2000  # characters
 REFUSALS_LOGGED = (
-    10  # lines about what a peer sent, in REFUSALS_WITHIN_S: a flood must not fill the log; all are counted
+    10  # lines of one kind about what a peer sent, in REFUSALS_WITHIN_S: all are counted, a flood fills no log
 )
 REFUSALS_WITHIN_S = 10.0
 SCRAPES = 4  # connections for metrics at a time: a scraper or two, and somebody who looks

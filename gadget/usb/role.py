@@ -203,19 +203,19 @@ class Usb:
 
     # -- data (called by the transport, and before the loop waits) -----------------------------------------------
     def message(self, data: bytes) -> None:
-        """v0: a Response from interrupt OUT."""
-        try:
-            response = Response.decode(data)
-            self._counts["responses"] += 1
-            self._heard()
-            trace.point("usb.answer.arrived")
-            self._do(self._core.answered(response))
-        except WireError as error:
-            self._refusals.count("message", str(error))
-            self._transport.start_over(f"the host broke the protocol: {error}")
+        """v0: a Response from interrupt OUT. WireError goes to the transport."""
+        response = Response.decode(data)
+        self._counts["responses"] += 1
+        self._heard()
+        trace.point("usb.answer.arrived")
+        self._do(self._core.answered(response))
+
+    def broken(self, why: str) -> None:
+        """The host broke the protocol. The link starts over: with a v1 host by our end, and the count goes with us."""
+        self._refusals.count("message", why)
 
     def record(self, record: Record, address: int) -> None:
-        """v1: a Response, or a fragment of its data at `address`. WireError goes to the data plane."""
+        """v1: a Response, or a fragment of its data at `address`. WireError goes to the transport."""
         self._heard()
         trace.point("usb.answer.arrived")
         for action in self._core.arrived(record):

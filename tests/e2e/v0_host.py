@@ -89,10 +89,14 @@ class V0Host:
     def respond(self, data: bytes) -> None:
         self._responses.write(data, 5000)
 
+    def next_request(self) -> Request:
+        """For a test that answers by itself, instead of `serve`."""
+        return Request.decode(self._requests.read(1024, 0))
+
     def _serve(self) -> None:
         try:
             while True:
-                self._answer(Request.decode(self._requests.read(1024, 0)))
+                self._answer(self.next_request())
         except OSError as error:
             self.ended = str(error)
 

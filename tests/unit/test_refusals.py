@@ -63,6 +63,13 @@ def test_a_flood_is_a_few_lines_and_the_next_line_says_how_many_there_were(
     assert refusals.status()["refused"] == limits.REFUSALS_LOGGED + 10_002
 
 
+def test_a_flood_of_one_kind_takes_no_line_from_another(refusals: Refusals, tmp_path: Path) -> None:
+    for number in range(2 * limits.REFUSALS_LOGGED):
+        refusals.count("control", f"number {number}")
+    refusals.count("message", "this ends the link")
+    assert lines(tmp_path)[-1]["text"] == "refused: this ends the link" and "unsaid" not in lines(tmp_path)[-1]
+
+
 def test_metrics_tell_them_by_role_and_kind() -> None:
     answers = {"usb": {"refusals": {"request": 3, "message": 1}}, "watchdog": {"processes": []}}
     found = parse(text(families("host", "default", {"exports": [], "refusals": {"answer": 2}}, answers)))
