@@ -234,7 +234,7 @@ def test_lies_in_the_hand_shake_are_each_counted_and_the_truth_is_served(
     gadget.unplug()
     gadget.version, before, gadget.told = version, gadget.configurations, 0
     gadget.lies[int(request_number)] = lambda: (
-        rng.choice([b"", b"SMOO", b"RPL1"]) + rng.randbytes(rng.choice([0, 1, 3, 5, 9]))  # never of the right length
+        rng.choice([b"", b"SMOP", b"RPL1"]) + rng.randbytes(rng.choice([0, 1, 3, 5, 9]))  # never what is right
     )
     gadget.plug()
     until(lambda: gadget.told >= 4, "four lies to be told")

@@ -20,7 +20,7 @@ from common.errors import WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Op, Response
 from common.wire_v1 import CONTROL_TYPE_V1, HEAD_BYTES, RECORD_BYTES, ConfigV1, ControlV1
 from tests.e2e.hostile import Watch, dice, hurt
-from tests.e2e.v0_host import V0Host, await_event, enumerated
+from tests.e2e.v0_host import V0Host, await_event, number
 from tests.e2e.v1_host import V1Host
 from tools.demo import inside
 
@@ -92,11 +92,6 @@ def opened() -> int | None:
     with contextlib.suppress(OSError):  # the node comes a moment before its disk
         return os.open(DEVICE, os.O_RDWR | os.O_DIRECT)
     return None
-
-
-def number() -> int | None:
-    place = enumerated()
-    return int((place / "devnum").read_text()) if place else None
 
 
 def sound(request: Control | ControlV1, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 Not the product's host: it knows nothing of replug's ways, so what works with it works with any v0 host.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,14 @@ def enumerated() -> Path | None:
                 return interface.parent / interface.name.partition(":")[0]
         except OSError:
             continue
+    return None
+
+
+def number() -> int | None:
+    """The address of the gadget's USB device on its bus, if it has one now."""
+    with contextlib.suppress(OSError):  # it may go between the two looks
+        place = enumerated()
+        return int((place / "devnum").read_text()) if place else None
     return None
 
 
