@@ -1,6 +1,7 @@
 """What holds for every source, run on all of them: the same bytes, the same errnos, nothing advertised that is not."""
 
 import errno
+import importlib.util
 import os
 import random
 import resource
@@ -19,7 +20,13 @@ from host.source.spec import parse
 from tests.unit.test_source_http import Server
 
 SIZE = 1 << 20
-ALL = ("file", "file-ro", "random", "http", "overlay", "overlay-twice", "overlay-http", "fault", "fault-http")
+NO_FSSPEC = importlib.util.find_spec("fsspec") is None
+_MARK = pytest.mark.skipif(NO_FSSPEC, reason="fsspec is an extra, and not installed here: pip install 'replug[fsspec]'")
+ALL = (
+    *("file", "file-ro", "random", "http", "overlay", "overlay-twice", "overlay-http", "fault", "fault-http"),
+    pytest.param("fsspec", marks=_MARK),
+    pytest.param("overlay-fsspec", marks=_MARK),
+)
 Open = Callable[[str], Source]
 WEB: list[Server] = []
 
@@ -33,6 +40,8 @@ def text_of(kind: str, where: Path) -> str:
         "file-ro": f"file:{image}?ro",
         "random": "random:seed?size=1M",
         "http": WEB[0].url,
+        "fsspec": f"fsspec:file://{image}",
+        "overlay-fsspec": f"overlay:{where}/map?over=fsspec:file://{image}",
         "overlay-http": f"overlay:{where}/map?over={WEB[0].url}",
         "fault-http": f"fault:{where}/switch?error=EIO&over={WEB[0].url}",
         "overlay": f"overlay:{where}/map?over={image}",
