@@ -40,11 +40,10 @@ unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds o
 sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
 	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
 
-chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50), or EACH=3, or CELLS=1; LOAD=fio
+chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50), or EACH=3; LOAD=fio
 	@mkdir -p $(RESULTS)/chaos
 	@timeout --foreground -k 20 14400 $(RUN) -m tools.vm run --timeout 14000 --share $(RESULTS)/chaos -- \
-		env SEED=$(SEED) N=$(N) EACH=$(EACH) CELLS=$(CELLS) LOAD=$(LOAD) $(if $(CELLS),RESULTS=$(abspath $(RESULTS))/chaos/cells.jsonl) \
-		$(RUN) -m tests.chaos
+		env SEED=$(SEED) N=$(N) EACH=$(EACH) LOAD=$(LOAD) $(RUN) -m tests.chaos
 
 chaos-cells: setup ## every event at every stage in one guest for each processor (hours; goes on where it was ended): CELLS=3
 	@SEED=$(SEED) CELLS=$(CELLS) JOBS=$(JOBS) $(RUN) -m tests.chaos.guests

@@ -1,34 +1,42 @@
 """Metrics of a side, on request: HTTP on a Unix socket in the runtime directory, and on a loopback port if wished.
 
-Only the session does this (bus.role.live starts it there): it asks the others by their control lanes without waiting
-for them, and answers with what has come after GATHER_S. Whoever scrapes can neither hold a role up nor make work pile
-up: few connections at a time, each with a deadline, and one gathering for all.
+Only the session does this (`with_metrics`, by tools.supervise.birth): it asks the others by their control lanes
+without waiting for them, and answers with what has come after GATHER_S. Whoever scrapes can neither hold a role up nor
+make work pile up: few connections at a time, each with a deadline, and one gathering for all.
 """
 
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 
 from bus.envelope import ANY_GENERATION, Envelope, Kind
+from bus.role import Role
 from bus.runtime import living, recorded_roles
 from common import limits
 from common.errors import Refused, WireError
 from common.exposition import CONTENT_TYPE, families, text
 
-if TYPE_CHECKING:
-    from bus.role import Role
-
 _DEAF = ("spawner", "twin")  # they fork, and must not have ZeroMQ
 Answers = dict[str, Any]
+
+
+def with_metrics(start: Callable[[Role], None]) -> Callable[[Role], None]:
+    """A role's `start` that has it answer for the metrics of its side as well."""
+
+    def begin(role: Role) -> None:
+        start(role)
+        Metrics(role)
+
+    return begin
 
 
 class Metrics:
     """`args["metrics"]` of the session's plan may name HOST:PORT, which must be a loopback address."""
 
-    def __init__(self, role: "Role") -> None:
+    def __init__(self, role: Role) -> None:
         self._role = role
         self._open = 0
         self._gathering: Gathering | None = None
@@ -78,7 +86,7 @@ class Metrics:
 class Gathering:
     """The status of every other living role, as far as it comes in time."""
 
-    def __init__(self, role: "Role", done: Callable[["Gathering"], None]) -> None:
+    def __init__(self, role: Role, done: Callable[["Gathering"], None]) -> None:
         self._role, self._done = role, done
         self.answers: Answers = {}
         self.waiting: list[Callable[[str], None]] = []
@@ -129,7 +137,7 @@ class _Scrape:
 
     def __init__(
         self,
-        role: "Role",
+        role: Role,
         connection: socket.socket,
         gather: Callable[[Callable[[str], None]], None],
         left: Callable[[], None],

@@ -21,7 +21,6 @@ from bus.direct import DirectContext
 from bus.envelope import Body, Kind
 from bus.lane import Context, LaneClient, LaneServer
 from bus.loop import Loop, Timer
-from bus.metrics import Metrics
 from bus.runtime import Runtime, take_name, write_reason
 from common import follow, limits, trace
 from common.errors import Gone, Refused, ReplugError, RoleExit
@@ -217,8 +216,6 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
         trace.point("role.starting")
         role = Role(birth)
         start(role)
-        if birth.role == SESSION:
-            Metrics(role)
         status = role.loop.run()
     except Refused as error:
         write_reason(birth.runtime, birth.role, str(error))

@@ -73,7 +73,9 @@ SPAWNER_GONE_S = 4.0  # no spawner and no twin in its place for so long: the wat
 
 # -- the host ----------------------------------------------------------------------------------------------------
 ATTACH_S = 20.0  # opening and resetting a USB device; the kernel's own retries of a bad device take 10 s and more
-CLOSE_S = 5.0  # all transfers of a lost device have ended by then, else the process is replaced
+# All transfers of a lost device have ended by then, else the process is replaced. Above twice USB_CTRL_SET_TIMEOUT, the
+# kernel's 5 s for a control request: while a gadget is stopped, one of ours and then a sysfs writer's hold the device.
+CLOSE_S = 12.0
 SEARCH_S = 1.0  # looking at sysfs while no uevent comes: the kernel drops uevents when a socket is full
 RETRY_S = 0.25  # pause after a failed attachment; a device that is going away is still seen for a moment
 SETTLE_S = 15.0  # from CONFIG_EXPORTS to an active STATUS: the gadget makes block devices meanwhile

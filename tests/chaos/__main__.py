@@ -59,7 +59,6 @@ def main() -> int:
         if complaints:
             raise Violation("\n".join(["the machine is not as before:", *complaints]))
     except (Violation, inside.DemoFailed, RuntimeError, OSError) as error:
-        inside._tell_logs()
         if os.environ.get("CELLS") and run.cell != ("", ""):
             results.add_failure(*run.cell, str(error))
         print(f"{results}\nchaos: FAIL at step {run.step}: {error}")

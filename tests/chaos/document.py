@@ -1,4 +1,4 @@
-"""Writes docs/recovery-table.md from what `make chaos CELLS=1` measured: python -m tests.chaos.document [FILE].
+"""Writes docs/recovery-table.md from what `make chaos-cells` measured: python -m tests.chaos.document [FILE].
 
 With `--native`, docs/recovery-table-native.md from `make chaos-native CELLS=2`.
 """
@@ -32,7 +32,7 @@ cannot exist, and says below why.
 """
 _IN_A_GUEST = """Measured in the emulated guest on two processors: a cold
 `python3 -c 'import zmq'` takes about 1.4 s there. Written by `python -m tests.chaos.document` from a run of
-`make chaos CELLS=1`."""
+`make chaos-cells`."""
 _NATIVE = """Measured natively: the roles, the bus,
 the fd store, watchdog, spawner and twin are real processes, **the kernel's shells are replaced**: the cable with
 FunctionFS and usbfs, and ublk with the block layer, are models in a process of their own (tests/native), so their

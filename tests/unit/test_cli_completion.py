@@ -12,7 +12,7 @@ import pytest
 import tools
 from bus.runtime import Runtime, Side
 from tools.cli.completion import script
-from tools.cli.parser import grammar
+from tools.cli.grammar import grammar
 from tools.cli.side import bring_up, take_down
 from tools.supervise.plan import Plan, RoleSpec
 

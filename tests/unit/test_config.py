@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from common.errors import Exit, Refused
 from tools.cli import main
-from tools.cli.parser import grammar, leaf, parse
+from tools.cli.grammar import grammar, leaf
+from tools.cli.parser import parse
 from tools.config.file import COMMANDS, options_of, read
 from tools.config.lines import line_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cli.parser import DELEGATED, grammar, subcommands
+from tools.cli.grammar import DELEGATED, grammar, subcommands
 from tools.config.file import read
 from tools.docs.__main__ import PAGES
 from tools.docs.tree import commands

@@ -149,7 +149,7 @@ def test_a_host_side_comes_up_is_seen_and_goes_down(installation: Installation, 
 
 
 def test_the_units_name_commands_that_are_ours() -> None:
-    from tools.cli.parser import grammar
+    from tools.cli.grammar import grammar
 
     lines = [line for unit in (ROOT / "packaging/systemd").iterdir() for line in unit.read_text().splitlines()]
     commands = [line.partition("=")[2].split() for line in lines if line.startswith(("ExecStart=", "ExecStop="))]

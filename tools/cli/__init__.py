@@ -11,12 +11,13 @@ from common.errors import Exit, ReplugError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (0 done, 1 fault, 2 bad input, 3 busy, 4 lacking, 5 down)."""
+    from tools.cli.commands import run
     from tools.cli.parser import parse
 
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         options = parse(words)
-        return int(options.run(options))
+        return run(options)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

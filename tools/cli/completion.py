@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from bus.runtime import Runtime, Side, living, recorded_roles
 from common.errors import Exit
-from tools.cli.parser import grammar, subcommands
+from tools.cli.grammar import grammar, subcommands
 
 _SCRIPT = """\
 # bash completion of replug; made by 'replug completion'

@@ -14,6 +14,7 @@ from typing import Any
 
 from bus.runtime import check_name
 from common.errors import Exit, Refused
+from tools.cli.grammar import grammar, leaf
 from tools.config.lines import line_of
 
 COMMANDS = {"gadget": ("gadget", "up"), "host": ("host", "serve")}
@@ -22,8 +23,6 @@ _NOT_KEYS = frozenset({"help", "debug", "config", "instance"})  # an instance is
 
 def options_of(side: str) -> dict[str, argparse.Action]:
     """Key: the option it stands for."""
-    from tools.cli.parser import grammar, leaf
-
     actions = leaf(grammar(), *COMMANDS[side])._actions
     return {a.dest.replace("_", "-"): a for a in actions if a.dest not in _NOT_KEYS}
 

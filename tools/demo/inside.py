@@ -102,7 +102,7 @@ def both_sides(image_file: Path, scratch: Path) -> Iterator[Bench]:
             bench = Bench(image_file, scratch, disk["device"], room["device"], disk["role"], serve)
             stack.callback(lambda: _take_down(bench.serve))
             yield bench
-        except DemoFailed:
+        except Exception:  # whatever it is: the logs go with the sides
             _tell_logs()
             stack.callback(lambda: _take_down(serve))
             raise

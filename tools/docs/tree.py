@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tools.cli.parser import grammar, subcommands
+from tools.cli.grammar import grammar, subcommands
 
 PROGRAM = "replug"
 _EVERYWHERE = ("--debug", "--instance")  # told once

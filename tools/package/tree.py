@@ -63,7 +63,7 @@ def _documents(root: Path) -> Iterator[Installed]:
 
 def _integration(root: Path, openrc: bool) -> Iterator[Installed]:
     from tools.cli.completion import script
-    from tools.cli.parser import grammar
+    from tools.cli.grammar import grammar
 
     packaging = root / "packaging"
     yield Installed("usr/share/bash-completion/completions/replug", script(grammar()).encode())

@@ -7,7 +7,8 @@ import importlib
 import os
 from typing import NoReturn
 
-from bus.role import Birth, live
+from bus.metrics import with_metrics
+from bus.role import SESSION, Birth, live
 from bus.runtime import Runtime, take_name, write_reason
 from common.errors import RoleExit
 from tools.supervise import process
@@ -28,7 +29,8 @@ def be_role(
         process.begin_child(comm, set(kept.values()), output)
         module = importlib.import_module(spec.entry)  # imported long ago, unless the plan did not know of it
         if function == START:
-            live(Birth(runtime, spec.role, generation, spec.args, kept, urgent), module.start)
+            birth = Birth(runtime, spec.role, generation, spec.args, kept, urgent)
+            live(birth, with_metrics(module.start) if spec.role == SESSION else module.start)
         if function == RETIRE:
             take_name(runtime, spec.role, generation)  # for as long as we live: no role of this name meanwhile
         work = getattr(module, function, None)
