@@ -96,7 +96,7 @@ vm-shell: setup ## a shell in a guest with ublk and a dummy USB device controlle
 
 lock: ## pin the newest versions that pyproject.toml allows (writes requirements.lock)
 	$(PYTHON) -m venv .setup/lock && .setup/lock/bin/pip -q install uv
-	printf 'setuptools>=75\nwheel\n' | .setup/lock/bin/uv -q pip compile pyproject.toml - --extra libusb \
+	printf 'setuptools>=75\nwheel\n' | .setup/lock/bin/uv -q pip compile pyproject.toml - --extra libusb --extra fsspec \
 		--group dev --universal --python-version 3.11 --generate-hashes --no-header -o .setup/lock/pins
 	{ echo "# Every package of the environment, pinned with hashes. Made from pyproject.toml by 'make lock'."; \
 	  cat .setup/lock/pins; } > requirements.lock

@@ -67,6 +67,7 @@ def families(side: str, instance: str, session: Mapping[str, Any], answers: Mapp
     return [
         about,
         *_link(session.get("link", {})),
+        _refusals({"session": session, **answers}),
         *_processes(watched.get("processes", []), answers),
         *_exports(session.get("exports", []), answers),
     ]
@@ -77,6 +78,14 @@ def _link(link: Mapping[str, Any]) -> list[Family]:
     for name in LINK_STATES:
         state.add(float(link.get("state", "absent") == name), state=name)
     return [state]
+
+
+def _refusals(answers: Mapping[str, Any]) -> Family:
+    refusals = Family("replug_refusals_total", "counter", "What the peer sent and we did not do, since the role began.")
+    for role, answer in answers.items():
+        for kind, count in answer.get("refusals", {}).items():
+            refusals.add(count, role=role, kind=kind)
+    return refusals
 
 
 def _processes(rows: Iterable[Mapping[str, Any]], answers: Mapping[str, Any]) -> list[Family]:

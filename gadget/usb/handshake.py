@@ -48,16 +48,15 @@ class Handshake:
     def answer(self, setup: Setup) -> Configured | None:
         """One vendor request. What we do not know, or cannot answer yet, is stalled: the host asks again.
 
-        WireError if it announced something that makes no sense; nothing has changed then.
+        WireError if it is no request of ours, or announced something that makes no sense; nothing has changed then.
         """
         match (setup.request_type, setup.request):
             case (kind, Control.IDENT) if kind == CONTROL_TYPE[Control.IDENT]:
                 setup.reply(Ident().encode())
             case (kind, ControlV1.HELLO) if kind == CONTROL_TYPE_V1[ControlV1.HELLO]:
                 setup.reply(Hello().encode())
-            case (kind, Control.STATUS) if kind == CONTROL_TYPE[Control.STATUS] and self.session_id is not None:
-                active = self.active and not self.draining()
-                setup.reply(Status(active, len(self._agreed), self.session_id).encode())
+            case (kind, Control.STATUS) if kind == CONTROL_TYPE[Control.STATUS]:
+                self._tell_status(setup)
             case (kind, Control.CONFIG_EXPORTS) if kind == CONTROL_TYPE[Control.CONFIG_EXPORTS]:
                 data = self._read(setup, wire.CONFIG_MAX_BYTES)
                 ConfigExports.decode(data)
@@ -65,9 +64,16 @@ class Handshake:
             case (kind, ControlV1.CONFIG) if kind == CONTROL_TYPE_V1[ControlV1.CONFIG]:
                 data = self._read(setup, wire_v1.CONFIG_MAX_BYTES)
                 return _configured_v1(data)
-            case _:
+            case (kind, number):
                 setup.stall()
+                raise WireError(f"ep0 request {kind:#04x} {number:#04x} of {setup.length} bytes is none of ours")
         return None
+
+    def _tell_status(self, setup: Setup) -> None:
+        if self.session_id is None:
+            return setup.stall()
+        active = self.active and not self.draining()
+        setup.reply(Status(active, len(self._agreed), self.session_id).encode())
 
     @staticmethod
     def _read(setup: Setup, at_most: int) -> bytes:

@@ -13,7 +13,7 @@ from gadget.usb.endpoint import Endpoint, Transfer
 
 
 class BrokenLink(ReplugError):
-    """A transfer that ended as none may while the link is up, or brought what cannot be: start the link over."""
+    """A transfer that ended as none may while the link is up, and not by the host's doing: start the link over."""
 
 
 class Receiver(Protocol):
@@ -64,4 +64,6 @@ class Plane(Protocol):
         """Hand what is queued to the kernel."""
 
     def ended(self, endpoint: Endpoint, transfer: Transfer, result: int) -> None:
-        """A transfer of this epoch has ended with `result` bytes. Raises BrokenLink if they are not what must come."""
+        """A transfer of this epoch has ended with `result` bytes. If they are not what must come, BrokenLink or, where
+        the host has sent them, WireError.
+        """

@@ -9,6 +9,7 @@ from ctypes import addressof, c_char
 from typing import Final
 
 from common import limits
+from common.errors import WireError
 from common.wire import MESSAGE_BYTES
 from gadget.usb.core import Pending, Send
 from gadget.usb.endpoint import Endpoint, Transfer, pieces
@@ -62,7 +63,8 @@ class PlaneV0:
         if endpoint is self._to.responses:
             return self._response(transfer, result)
         if result != transfer.expected:
-            raise BrokenLink(f"{endpoint.name}: {result} bytes, not {transfer.expected}: the host broke the protocol")
+            broken = WireError if endpoint is self._to.payloads_out else BrokenLink
+            raise broken(f"{endpoint.name}: {result} bytes, not {transfer.expected}")
         if endpoint is self._to.requests:
             self._free.append(transfer.address)
         elif transfer.last and transfer.key is not None:

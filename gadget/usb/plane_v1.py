@@ -10,7 +10,6 @@ from ctypes import addressof, c_char
 from typing import Final
 
 from common import limits
-from common.errors import WireError
 from common.framing import Frame, Packer, Unpacker
 from common.wire_v1 import Record
 from gadget.usb.core import Pending, Send
@@ -83,9 +82,6 @@ class PlaneV1:
                 raise BrokenLink(f"{endpoint.name}: {result} bytes of {transfer.expected} were taken")
             return
         offset = transfer.address - self._base
-        try:
-            for record, where in self._unpacker.take(self._view[offset : offset + result]):
-                self._receiver.record(record, transfer.address + where)
-        except WireError as error:
-            raise BrokenLink(f"the host broke the protocol: {error}") from None
+        for record, where in self._unpacker.take(self._view[offset : offset + result]):
+            self._receiver.record(record, transfer.address + where)
         self._queue_read(transfer.address)

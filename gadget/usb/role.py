@@ -17,6 +17,7 @@ from bus.role import Role
 from bus.runtime import Runtime
 from common import follow, limits, trace
 from common.errors import Gone, WireError
+from common.refusals import Refusals
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
 from gadget.usb import kept, udc
@@ -39,7 +40,8 @@ class Usb:
         self._completions: dict[str, list[list[int]]] = {}
         self._handshake = Handshake()
         self._heard_at = 0.0
-        self._counts = {"requests": 0, "responses": 0, "refused": 0, "epochs": 0}
+        self._counts = {"requests": 0, "responses": 0, "epochs": 0}
+        self._refusals = Refusals(role.log, role.loop.now)
         self._since = datetime.now(UTC)
         role.status = self._status
         tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
@@ -106,8 +108,7 @@ class Usb:
         try:
             config = self._handshake.answer(setup)
         except WireError as error:
-            self._counts["refused"] += 1
-            self._role.log.warning(f"refused: {error}")
+            self._refusals.count("control", str(error))
             return
         self._heard()
         if config is not None:
@@ -202,19 +203,19 @@ class Usb:
 
     # -- data (called by the transport, and before the loop waits) -----------------------------------------------
     def message(self, data: bytes) -> None:
-        """v0: a Response from interrupt OUT."""
-        try:
-            response = Response.decode(data)
-            self._counts["responses"] += 1
-            self._heard()
-            trace.point("usb.answer.arrived")
-            self._do(self._core.answered(response))
-        except WireError as error:
-            self._counts["refused"] += 1
-            self._transport.start_over(f"the host broke the protocol: {error}")
+        """v0: a Response from interrupt OUT. WireError goes to the transport."""
+        response = Response.decode(data)
+        self._counts["responses"] += 1
+        self._heard()
+        trace.point("usb.answer.arrived")
+        self._do(self._core.answered(response))
+
+    def broken(self, why: str) -> None:
+        """The host broke the protocol. The link starts over: with a v1 host by our end, and the count goes with us."""
+        self._refusals.count("message", why)
 
     def record(self, record: Record, address: int) -> None:
-        """v1: a Response, or a fragment of its data at `address`. WireError goes to the data plane."""
+        """v1: a Response, or a fragment of its data at `address`. WireError goes to the transport."""
         self._heard()
         trace.point("usb.answer.arrived")
         for action in self._core.arrived(record):
@@ -283,6 +284,7 @@ class Usb:
             "since": self._since.isoformat(timespec="milliseconds"),
             "exports": {role: {"waiting": w, "on_wire": n} for role, (w, n) in self._core.counts().items()},
             **self._counts,
+            **self._refusals.status(),
         }
 
 

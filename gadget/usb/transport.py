@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from bus.loop import Loop, Timer
 from bus.runtime import Runtime
 from common import limits, trace
-from common.errors import Gone
+from common.errors import Gone, WireError
 from common.log import Log
 from gadget.usb import kept, udc
 from gadget.usb.aio import WRITES_BEFORE_WRAP, AioContext, Command
@@ -59,6 +59,7 @@ class Handler(Receiver, Protocol):
 
     def enabled(self) -> None: ...
     def lost(self, why: str) -> None: ...
+    def broken(self, why: str) -> None: ...
     def setup(self, setup: Setup) -> None: ...
 
 
@@ -263,5 +264,9 @@ class Transport:
                     raise BrokenLink(f"{endpoint.name}: {os.strerror(-result)}")
                 return self._planes[self._peer].ended(endpoint, transfer, result)
             except BrokenLink as error:
-                return self.start_over(str(error))
+                why = str(error)
+            except WireError as error:
+                self._handler.broken(str(error))
+                why = f"the host broke the protocol: {error}"
+            return self.start_over(why)
         self._disowned -= 1

@@ -16,6 +16,7 @@ from bus.loop import Timer
 from bus.role import Role
 from common import limits, trace, wire
 from common.errors import Illegal, Refused, WireError
+from common.refusals import Refusals
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
 from host.session.choice import chooser
@@ -56,6 +57,7 @@ class Session:
         self._reason = "no gadget seen yet"
         self._since = datetime.now(UTC)
         self._was_online = False
+        self._refusals = Refusals(role.log, role.loop.now)
         self._control_serial = 0
         self._asked: tuple[int, Control | ControlV1] | None = None  # the one ep0 request whose answer counts
         self._expiry: Timer | None = None
@@ -328,6 +330,7 @@ class Session:
         try:
             verdict = self._judge(request, error, data)
         except WireError as failure:
+            self._refusals.count("answer", str(failure))
             verdict = Verdict(Event.FAILED, str(failure))
         if verdict is not None:
             self._event(verdict.event, verdict.why)
@@ -347,7 +350,7 @@ class Session:
         try:
             return self._core.status(Status.decode(data))
         except WireError as error:
-            self._role.log.warning(str(error))
+            self._refusals.count("answer", str(error))
             return self._core.missed()
 
     def _next_status(self) -> None:
@@ -370,6 +373,7 @@ class Session:
             },
             "exports": [self._export_status(export, online) for export in self._exports],
             "ejection_told": self._told,
+            **self._refusals.status(),
             "removing": [export.name for export in self._served.gone],
         }
 

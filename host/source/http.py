@@ -10,7 +10,6 @@ import errno
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -19,9 +18,8 @@ from urllib.parse import urljoin, urlsplit
 
 from common.errors import Refused
 from host.source.interface import Can, Geometry, Source, fails
+from host.source.pieces import Pieces
 
-PIECE_BYTES = 64 * 1024  # what is fetched and kept: a few reads of a file system that lie close together
-CACHED_PIECES = 64  # 4 MiB for each export
 TRIES = 4
 TIMEOUT_S = 10.0  # of connecting, and of a silence in the middle of a body
 _PAUSES_S = (0.1, 0.4, 1.6)  # between tries
@@ -57,38 +55,20 @@ class HttpSource(Source):
         """Look at it once. Refused if it cannot be served by ranges; OSError if it cannot be had."""
         self._url, self._sleep = url, sleep
         self._local = threading.local()
-        self._lock = threading.Lock()
-        self._pieces: OrderedDict[int, bytes] = OrderedDict()
         self.can = Can(0)
         self._pin: Validator | None = None
         self.geometry = Geometry(1)
         self._tried(self._first_look)
+        self._pieces = Pieces(
+            self.geometry.size_bytes, lambda first, end: self._tried(lambda: self._range(first, end - 1))
+        )
         self.identity = f"{url} {self._pin}"
 
     def close(self) -> None:
         self._drop()
 
     def _read(self, offset: int, into: memoryview) -> None:
-        done = 0
-        while done < len(into):
-            number, start = divmod(offset + done, PIECE_BYTES)
-            part = self._piece(number)[start : start + len(into) - done]
-            into[done : done + len(part)] = part
-            done += len(part)
-
-    def _piece(self, number: int) -> bytes:
-        with self._lock:
-            if (found := self._pieces.get(number)) is not None:
-                self._pieces.move_to_end(number)
-                return found
-        first = number * PIECE_BYTES
-        last = min(first + PIECE_BYTES, self.geometry.size_bytes) - 1
-        data = self._tried(lambda: self._range(first, last))
-        with self._lock:
-            self._pieces[number] = data
-            while len(self._pieces) > CACHED_PIECES:
-                self._pieces.popitem(last=False)
-        return data
+        self._pieces.read(offset, into)
 
     # -- tries -------------------------------------------------------------------------------------------------------
     def _tried(self, once: Callable[[], T]) -> T:

@@ -24,6 +24,10 @@ def open_source(spec: Spec, read_only: bool) -> Source:
         return open_path(Path(spec.body), read_only or spec.option("ro") is not None)
     if spec.scheme is Scheme.RANDOM:
         return NoiseSource(spec.body, _noise_bytes(spec))
+    if spec.scheme is Scheme.FSSPEC:
+        from host.source.remote import RemoteSource  # the store's own packages, too
+
+        return RemoteSource(spec.body)
     if spec.over is None:
         from host.source.http import HttpSource  # ssl and more: only for who serves such a thing
 

@@ -3,6 +3,7 @@
     /images/a.img                        a path that begins with / or ./ is taken as it is, whatever is in it
     file:/images/a%3F.img?ro             percent-encoded, with options
     http://host/a.img  https://...       the whole rest is the URL, as it is
+    fsspec:s3://bucket/a.img             the same, of any store that fsspec knows
     random:SEED?size=64M
     overlay:/images/a.map?over=SOURCE
     fault:/run/switch?error=EIO&over=SOURCE
@@ -26,6 +27,7 @@ class Scheme(StrEnum):
     FILE = "file"
     HTTP = "http"
     HTTPS = "https"
+    FSSPEC = "fsspec"
     RANDOM = "random"
     OVERLAY = "overlay"
     FAULT = "fault"
@@ -35,6 +37,7 @@ OPTIONS: dict[Scheme, frozenset[str]] = {
     Scheme.FILE: frozenset({"ro"}),
     Scheme.HTTP: frozenset(),
     Scheme.HTTPS: frozenset(),
+    Scheme.FSSPEC: frozenset(),
     Scheme.RANDOM: frozenset({"size"}),
     Scheme.OVERLAY: frozenset(),
     Scheme.FAULT: frozenset({"error", "ops", "delay_ms", "torn", "short"}),
@@ -64,6 +67,8 @@ class Spec:
     def text(self) -> str:
         if self.scheme in (Scheme.HTTP, Scheme.HTTPS):
             return self.body
+        if self.scheme is Scheme.FSSPEC:
+            return f"{self.scheme}:{self.body}"
         if self.scheme is Scheme.FILE and not self.options and self.body.startswith("/"):
             return self.body
         parts = [f"{key}={quote(value, safe='/,:')}" if value else key for key, value in self.options]
@@ -89,6 +94,8 @@ def parse(text: str, _depth: int = 0) -> Spec:
     scheme = Scheme(match[1])
     if scheme in (Scheme.HTTP, Scheme.HTTPS):
         return Spec(scheme, _url(text))
+    if scheme is Scheme.FSSPEC:
+        return Spec(scheme, _store_url(text, text[match.end() :]))
     body, question, query = text[match.end() :].partition("?")
     if not body:
         raise Refused(f"{text}: nothing behind {scheme}:, give {_BODY[scheme]}")
@@ -128,6 +135,22 @@ def _url(text: str) -> str:
     if parts.username is not None:
         raise Refused(f"{parts.scheme}://...@{parts.hostname}: a password in a URL is seen by all: leave it out")
     return text.partition("#")[0]
+
+
+def _store_url(text: str, url: str) -> str:
+    """fsspec's own. What a # means is the store's business."""
+    if "::" in url:
+        raise Refused(f"{text}: a chain: its caches would mix versions of an object: give the store's own URL")
+    try:
+        parts = urlsplit(url)
+        good = "://" in url and (not parts.netloc or parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not url.isascii() or not url.isprintable() or " " in url:
+        raise Refused(f"{text}: not a URL of a store: give fsspec:s3://BUCKET/KEY, other characters percent-encoded")
+    if parts.password is not None:
+        raise Refused(f"fsspec:{parts.scheme}://...: a password in a URL is seen by all: use fsspec's configuration")
+    return url
 
 
 def _decoded(text: str, part: str) -> str:

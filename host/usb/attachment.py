@@ -32,6 +32,7 @@ class Handler(Receiver, Protocol):
     """Who is told, in the loop. After `detached` nothing more comes."""
 
     def attached(self) -> None: ...
+    def broken(self, why: str) -> None: ...
     def restarting(self) -> None: ...
     def restarted(self) -> None: ...
     def controlled(self, serial: int, error: int, data: bytes) -> None: ...
@@ -68,6 +69,8 @@ class Attachment:
                 result = work()
             except _FAILURES as error:
                 why = str(error)
+                if isinstance(error, WireError):
+                    self._loop.post(lambda: self._handler.broken(why))
                 self._loop.post(lambda: failed(why))
             else:
                 self._loop.post(result)
@@ -155,6 +158,7 @@ class Attachment:
             call()
         except WireError as error:
             why = f"the gadget broke the protocol: {error}"
+            self._handler.broken(str(error))
             if self.version == 1:
                 self.restart(why)
             else:

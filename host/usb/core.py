@@ -106,6 +106,7 @@ class UsbCore:
         self._exports: dict[int, _Export] = {}
         self._offered: frozenset[int] = frozenset()
         self._by_sequence: dict[int, Work] = {}
+        self.refused: deque[str] = deque()  # why a Request was answered without its source: the shell takes these away
         self._takes: deque[Work] = deque()  # writes in the order of their Requests, not yet handed to bulk IN
 
     # -- the link ------------------------------------------------------------------------------------------------
@@ -181,7 +182,10 @@ class UsbCore:
         if request.op is Op.WRITE and size > limits.MAX_REQUEST_BYTES:
             raise WireError(f"a write of {size} bytes is more than {limits.MAX_REQUEST_BYTES}: {request}")
         self._sequence += 1
-        work = Work(self._sequence, request, served, size, status=_refusal(request, served, self._ordered))
+        status, why = _refusal(request, served, self._ordered)
+        if status:
+            self.refused.append(f"export {served.name}: {why}")
+        work = Work(self._sequence, request, served, size, status=status)
         if work.status and not (request.op is Op.WRITE and size):
             return None, [Answer(Response.to(request, work.status), work.sequence, 0, 0)]
         export.work[request.request_id] = work
@@ -193,6 +197,7 @@ class UsbCore:
         if request.op is Op.WRITE:
             raise WireError(f"a write to an export we do not serve: its payload's length is unknown: {request}")
         self._sequence += 1
+        self.refused.append(f"{request.op.name} of export {request.export_id:#x}, which we do not serve")
         return [Answer(Response.to(request, EINVAL), self._sequence, 0, 0)]
 
     def _enter(self, export: _Export, work: Work) -> Iterator[Action]:
@@ -352,15 +357,17 @@ class UsbCore:
 _FLAGS = {Op.WRITE: int(RequestFlag.FUA), Op.WRITE_ZEROES: int(RequestFlag.NO_UNMAP)}
 
 
-def _refusal(request: Request, served: Served, v0: bool) -> int:
+def _refusal(request: Request, served: Served, v0: bool) -> tuple[int, str]:
+    """Its status without asking the source, and why; 0 if the source may have it."""
     known = 0 if v0 else _FLAGS.get(request.op, 0)
     if request.flags & ~known:  # to ignore one could break a promise it stands for
-        return EINVAL
-    if out_of_bounds(request.op, request.lba, request.blocks, served.record, limits.MAX_REQUEST_BYTES) is not None:
-        return EINVAL
+        return EINVAL, f"{request.op.name} with flags {request.flags:#x}, known are {known:#x}"
+    why = out_of_bounds(request.op, request.lba, request.blocks, served.record, limits.MAX_REQUEST_BYTES)
+    if why is not None:
+        return EINVAL, why
     if served.read_only and request.op in (Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES):
-        return EROFS
-    return 0
+        return EROFS, f"{request.op.name}, but it is read-only"
+    return 0, ""
 
 
 def _is_completion(item: object) -> bool:

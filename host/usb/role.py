@@ -11,6 +11,7 @@ from bus.envelope import Body, Kind
 from bus.role import Role
 from common import follow, limits, trace
 from common.errors import WireError
+from common.refusals import Refusals
 from common.wire import Control, ExportRecord
 from common.wire_v1 import ControlV1, Record
 from host.usb import library
@@ -34,7 +35,8 @@ class Usb:
         self._announced = False  # have our exports been said to the gadget, in this epoch
         self._session_id = 0
         self._reason = "no gadget yet"
-        self._counts = {"requests": 0, "responses": 0, "attachments": 0, "epochs": 0, "refused": 0}
+        self._counts = {"requests": 0, "responses": 0, "attachments": 0, "epochs": 0}
+        self._refusals = Refusals(role.log, role.loop.now)
         role.status = self._status
         self._sources = role.serve("data", self._source_arrived, self._from_source)
         self._session = role.serve("session", self._session_arrived, self._from_session)
@@ -147,6 +149,10 @@ class Usb:
         self._core.attach(self._attachment.version)
         self._tell_link()
 
+    def broken(self, why: str) -> None:
+        """The gadget broke the protocol: the end of the epoch, or of the attachment, follows."""
+        self._refusals.count("message", why)
+
     def restarting(self) -> None:
         """v1: this epoch's data are over; what is at a source ends there, and is asked for again."""
         self._role.log.warning("the data plane starts over")
@@ -169,6 +175,7 @@ class Usb:
         self._heard()
         trace.point("usb.request.arrived")
         self._do(self._core.received(data))
+        self._tell_refused()
 
     def request(self, record: Record) -> int | None:
         """v1: a Request. WireError goes to the attachment, which begins a new epoch."""
@@ -176,7 +183,12 @@ class Usb:
         trace.point("usb.request.arrived")
         sequence, actions = self._core.requested(record)
         self._do(actions)
+        self._tell_refused()
         return sequence
+
+    def _tell_refused(self) -> None:
+        while self._core.refused:
+            self._refusals.count("request", self._core.refused.popleft())
 
     def payload_of(self, sequence: int) -> int:
         return self._core.payload_of(sequence)
@@ -184,7 +196,6 @@ class Usb:
     def _heard(self) -> None:
         self._counts["requests"] += 1
         if not self._announced:
-            self._counts["refused"] += 1
             raise WireError("a Request before our exports were announced: of a link that is over")
 
     def taken(self, sequence: int) -> None:
@@ -305,6 +316,7 @@ class Usb:
             "in_flight": self._core.counts(),
             "arenas_locked": all(arena.locked for arena in self._arenas.values()),
             **self._counts,
+            **self._refusals.status(),
         }
 
 

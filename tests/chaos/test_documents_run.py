@@ -121,6 +121,9 @@ NOT_RUN = {
     **{
         command: "wants a storage server and its tools"
         for command in (
+            "pip install fsspec s3fs",
+            "replug host serve board1=fsspec:s3://images/rootfs.img",
+            "replug host serve 'overlay:/var/lib/board1.map?over=fsspec:s3://images/rootfs.img'",
             "sudo lvcreate --snapshot --size 4G --name board1 vg0/rootfs",
             "sudo replug host serve board1=/dev/vg0/board1",
             "sudo lvremove vg0/board1",

@@ -37,6 +37,9 @@ class Recorder:
     def lost(self, why: str) -> None:
         self.losses.append(why)
 
+    def broken(self, why: str) -> None:
+        raise AssertionError(why)
+
     def setup(self, setup: Setup) -> None:
         setup.stall()
 

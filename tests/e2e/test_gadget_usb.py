@@ -13,7 +13,7 @@ from bus.runtime import Runtime, Side
 from common import wire
 from common.wire import ExportRecord, Ident, Op, Response
 from gadget.usb.configfs import ROOT, GadgetTree
-from tests.e2e.v0_host import V0Host, await_event, enumerated
+from tests.e2e.v0_host import V0Host, await_event, number
 from tools.demo import inside
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -168,7 +168,7 @@ def test_a_host_that_configures_anew_after_data_moved_sees_one_re_enumeration(ho
     subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
     host.send_config(wire.ConfigExports((RECORD,)).encode())
     await_event("the link to end", lambda: host.ended)
-    await_event("a new enumeration", lambda: _number() not in (None, before))
+    await_event("a new enumeration", lambda: number() not in (None, before))
     again = V0Host(RECORD)
     serving(again)
     subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
@@ -185,7 +185,7 @@ def test_a_response_that_makes_no_sense_starts_the_link_over_and_loses_nothing(h
     before = host.number
     host.respond(data)
     await_event("the link to end", lambda: host.ended)
-    await_event("a new enumeration", lambda: _number() not in (None, before))
+    await_event("a new enumeration", lambda: number() not in (None, before))
     again = V0Host(RECORD)
     again.data[:4096] = b"\x5a" * 4096
     serving(again)
@@ -205,11 +205,6 @@ def test_an_export_of_another_size_never_becomes_the_device(host: V0Host) -> Non
     assert export["state"] == "parked" and "another disk" in export["reason"]
     assert int((Path("/sys/block") / DEVICE.name / "size").read_text()) * 512 == RECORD.size_bytes
     other.leave()
-
-
-def _number() -> int | None:
-    place = enumerated()
-    return int((place / "devnum").read_text()) if place else None
 
 
 @pytest.mark.parametrize("steps", range(8))

@@ -15,7 +15,7 @@ import pytest
 from bus.runtime import Runtime, Side, living
 from common.wire import ExportRecord, Op
 from common.wire_v1 import CONTROL_TYPE_V1, ControlV1, ExportFlag, ExportV1, Hello, RequestFlag
-from tests.e2e.v0_host import V0Host, await_event, enumerated
+from tests.e2e.v0_host import V0Host, await_event, number
 from tests.e2e.v1_host import V1Host
 from tools.demo import inside
 
@@ -39,11 +39,6 @@ def host(gadget: Runtime) -> Iterator[V1Host]:
     host = V1Host(RECORD)
     yield host
     host.leave()
-
-
-def number() -> int | None:
-    place = enumerated()
-    return int((place / "devnum").read_text()) if place else None
 
 
 def direct(flags: int = 0) -> int:

@@ -3,6 +3,7 @@
 Not the product's host: it knows nothing of replug's ways, so what works with it works with any v0 host.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,14 @@ def enumerated() -> Path | None:
                 return interface.parent / interface.name.partition(":")[0]
         except OSError:
             continue
+    return None
+
+
+def number() -> int | None:
+    """The address of the gadget's USB device on its bus, if it has one now."""
+    with contextlib.suppress(OSError):  # it may go between the two looks
+        place = enumerated()
+        return int((place / "devnum").read_text()) if place else None
     return None
 
 
@@ -89,10 +98,14 @@ class V0Host:
     def respond(self, data: bytes) -> None:
         self._responses.write(data, 5000)
 
+    def next_request(self) -> Request:
+        """For a test that answers by itself, instead of `serve`."""
+        return Request.decode(self._requests.read(1024, 0))
+
     def _serve(self) -> None:
         try:
             while True:
-                self._answer(Request.decode(self._requests.read(1024, 0)))
+                self._answer(self.next_request())
         except OSError as error:
             self.ended = str(error)
 

@@ -154,6 +154,9 @@ class Told:
     def attached(self) -> None:
         self.heard.append(("attached", self.here.version))
 
+    def broken(self, why: str) -> None:
+        self.heard.append(("broken", why))
+
     def restarting(self) -> None:
         self.heard.append(("restarting",))
 
@@ -448,6 +451,7 @@ def test_a_v0_write_payload_that_breaks_off_ends_the_attachment(v0: Told) -> Non
     usbfs.send(IN, bytes(4095))
     until(v0, lambda: v0.has("detached"))
     assert "broke off" in str(v0.heard[-1][1])
+    assert v0.has("broken") == 1 and "broke off" in str(v0.heard[-2][1]), "told before the end, to be counted"
 
 
 @pytest.mark.parametrize("version", [0, 1])
@@ -510,6 +514,15 @@ def test_a_device_that_cannot_be_opened_is_told_as_detached(told: Told, monkeypa
     told.here = Attachment(told.loop, 1, 2, True, told)
     until(told, lambda: told.has("detached"))
     assert "1-2 cannot be attached: [Errno 16]" in str(next(e for e in told.heard if e[0] == "detached")[1])
+
+
+def test_a_device_that_answers_hello_with_nonsense_is_told_as_one_that_broke_the_protocol(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedDevice, "refuses", WireError("HELLO: 3 bytes, not 16"))
+    told.here = Attachment(told.loop, 1, 2, True, told)
+    until(told, lambda: told.has("detached"))
+    assert [event[0] for event in told.heard][-2:] == ["broken", "detached"]
 
 
 def test_let_go_while_it_is_still_being_opened(told: Told) -> None:

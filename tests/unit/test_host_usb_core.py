@@ -122,6 +122,21 @@ def test_request_for_an_unknown_export_is_told_einval(op: Op) -> None:
     assert isinstance(answer, Answer) and answer.response.status == EINVAL
 
 
+def test_what_is_refused_without_its_source_says_why_once_for_each() -> None:
+    usb = core()
+    ask(usb, Op.READ, 1, lba=0, blocks=0)
+    ask(usb, Op.DISCARD, 2, export=0x22)
+    ask(usb, Op.READ, 3, export=0x99)
+    ask(usb, Op.READ, 4, flags=1)
+    ask(usb, Op.READ, 5)
+    assert [why.partition(":")[2].strip() or why for why in usb.refused] == [
+        "READ of 0 blocks",
+        "DISCARD, but it is read-only",
+        "READ of export 0x99, which we do not serve",
+        "READ with flags 0x1, known are 0x0",
+    ]
+
+
 def test_write_to_an_unknown_export_ends_the_attachment_as_its_length_is_unknown() -> None:
     with pytest.raises(WireError, match="a write to an export we do not serve"):
         ask(core(), Op.WRITE, 7, export=0x99)

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common.errors import Refused
-from host.source.http import CACHED_PIECES, PIECE_BYTES, TRIES, HttpSource
+from host.source.http import TRIES, HttpSource
+from host.source.pieces import KEPT, PIECE_BYTES
 
 SIZE = 5 * PIECE_BYTES + 1024
 BYTES = random.Random(5).randbytes(SIZE)
@@ -124,13 +125,13 @@ def test_reads_in_any_order_are_the_objects_bytes_and_the_end_is_the_end(server:
 
 
 def test_what_was_read_is_kept_and_what_is_kept_is_bounded(server: Server) -> None:
-    server.bytes = bytes((CACHED_PIECES + 8) * PIECE_BYTES)
+    server.bytes = bytes((KEPT + 8) * PIECE_BYTES)
     source = opened(server)
     for _ in range(2):
         read(source, 0, 4096)
     assert server.asked == 2
     read(source, 0, len(server.bytes))
-    assert len(source._pieces) == CACHED_PIECES
+    assert len(source._pieces) == KEPT
     source.close()
 
 

@@ -14,6 +14,7 @@ from host.source.spec import OPTIONS, WRAPPERS, Scheme, Spec, parse
         ("/a b?c&over=%41", Spec(Scheme.FILE, "/a b?c&over=%41")),
         ("file:/a%3Fb?ro", Spec(Scheme.FILE, "/a?b", (("ro", ""),))),
         ("https://h:1/a%20b?x=1&over=2", Spec(Scheme.HTTPS, "https://h:1/a%20b?x=1&over=2")),
+        ("fsspec:s3://b/a%20b?x=1&over=2", Spec(Scheme.FSSPEC, "s3://b/a%20b?x=1&over=2")),
         ("random:7?size=64M", Spec(Scheme.RANDOM, "7", (("size", "64M"),))),
     ],
 )
@@ -46,6 +47,11 @@ def test_everything_behind_over_is_the_inner_source_as_it_would_be_written_alone
         ("http:///x", "http:///x: not a URL"),
         ("http://h:99999/x", "http://h:99999/x: not a URL"),
         ("http://me:secret@h/x", "http://...@h: a password in a URL is seen by all"),
+        ("fsspec:", "fsspec:: not a URL of a store: give fsspec:s3://BUCKET/KEY"),
+        ("fsspec:bucket/key", "fsspec:bucket/key: not a URL of a store"),
+        ("fsspec:blockcache::s3://a/b", "fsspec:blockcache::s3://a/b: a chain: its caches would mix versions"),
+        ("fsspec:s3://a b", "fsspec:s3://a b: not a URL of a store"),
+        ("fsspec:sftp://me:secret@h/x", "fsspec:sftp://...: a password in a URL is seen by all"),
         ("/a\0b", "'/a.*has a NUL in it"),
         ("fault:/s?over=" * 9 + "/a", "/a: more than 8 sources inside each other"),
     ],
@@ -72,7 +78,7 @@ def test_the_canonical_text_of_any_source_means_that_source(spec: Spec) -> None:
     assert parse(spec.text) == spec
 
 
-@given(st.text() | st.from_regex(r"(file|random|overlay|fault|https?):[%?&=/a-z]*", fullmatch=True))
+@given(st.text() | st.from_regex(r"(file|random|overlay|fault|fsspec|https?):[%?&=/a-z]*", fullmatch=True))
 def test_any_text_is_a_source_or_one_error(text: str) -> None:
     try:
         assert parse(parse(text).text) == parse(text)

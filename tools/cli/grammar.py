@@ -131,7 +131,10 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _sources(parser: argparse.ArgumentParser, number: str) -> None:
-    forms = "a path, file:PATH?ro, http(s)://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; NAME=SOURCE names it"
+    forms = (
+        "a path, file:PATH?ro, http(s)://..., fsspec:s3://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; "
+        "NAME=SOURCE names it"
+    )
     parser.add_argument("source", nargs=number, metavar="SOURCE", help=forms)
     parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
