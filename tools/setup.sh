@@ -23,6 +23,7 @@ need xfsprogs command -v mkfs.xfs
 need fio command -v fio
 need tmux command -v tmux
 need tshark command -v tshark
+need rpm command -v rpmbuild
 need procps command -v ps
 need libusb-1.0-0 has_libusb
 [ -n "$missing" ] || exit 0
