@@ -325,6 +325,11 @@ local function frame_v1(show, event, pinfo, now, device)
 end
 
 -- ep0 -----------------------------------------------------------------------------------------------------------------
+local function power_of_two(value) -- without a library of bits, which Wireshark's versions of Lua do not share
+    while value > 1 and value % 2 == 0 do value = value / 2 end
+    return value == 1
+end
+
 local function export_common(show, item, data, at)
     item:add_le(F.export_id, data(at, 4))
     item:add_le(F.block_size, data(at + 4, 4))
@@ -332,7 +337,7 @@ local function export_common(show, item, data, at)
     local id, size = data(at, 4):le_uint(), data(at + 4, 4):le_uint()
     item:append_text(string.format(" 0x%x", id))
     if id == 0 then show.malformed(item, "export id 0") end
-    if size < 512 or size > 65536 or bit.band(size, size - 1) ~= 0 then
+    if size < 512 or size > 65536 or not power_of_two(size) then
         show.malformed(item, string.format("block size %d is not a power of two in 512..65536", size))
     elseif data(at + 8, 8):le_uint64() == UInt64(0) or data(at + 8, 8):le_uint64() % UInt64(size) ~= UInt64(0) then
         show.malformed(item, "its bytes are not a multiple of its block size")
@@ -374,10 +379,10 @@ end
 
 function MESSAGES.STATUS(show, tree, data)
     tree:add_le(F.version, data(0, 2))
-    tree:add(F.active, data(2, 2), bit.band(data(2, 2):le_uint(), 1) == 1)
+    tree:add(F.active, data(2, 2), data(2, 2):le_uint() % 2 == 1)
     tree:add_le(F.export_count, data(4, 4))
     tree:add_le(F.session_id, data(8, 8))
-    show.say(string.format("%s, %d exports, session 0x%s", bit.band(data(2, 2):le_uint(), 1) == 1 and "active"
+    show.say(string.format("%s, %d exports, session 0x%s", data(2, 2):le_uint() % 2 == 1 and "active"
         or "inactive", data(4, 4):le_uint(), data(8, 8):le_uint64():tohex()))
     if data(0, 2):le_uint() ~= 0 then show.malformed(tree, "version is not 0") end
     if data(4, 4):le_uint() > MAX_EXPORTS then show.malformed(tree, "more exports than 32") end
@@ -419,7 +424,7 @@ function MESSAGES.CONFIG(show, tree, data, pinfo, device)
         for name, where in pairs({ physical_block = at + 20, optimal_io = at + 24 }) do
             local value = data(where, 4):le_uint()
             item:add_le(F[name], data(where, 4))
-            if value > MAX_OPTIMAL_IO or bit.band(value, value - 1) ~= 0 then
+            if value > MAX_OPTIMAL_IO or (value > 0 and not power_of_two(value)) then
                 show.malformed(item, string.format("%s %d is no power of two", name, value))
             end
         end
