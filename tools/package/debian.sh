@@ -12,7 +12,7 @@ mkdir -p "$directory/root" "$directory/debs"
 cd "$directory/debs"
 packages="python3-zmq libzmq5 libsodium23 libpgm-5.3-0 libnorm1 libbsd0 python3-msgpack python3-psutil python3-usb
     libusb-1.0-0 python3-rich python3-markdown-it python3-mdurl python3-pygments udev libkmod2
-    openrc dracut-core"
+    openrc librc1 libeinfo1 dracut-core"
 download() { apt-get -q -o APT::Sandbox::User=root download $packages; }
 # The first try fails on a machine with no package lists, or with old ones.
 download >/dev/null 2>&1 || { apt-get update -q && download; } || {
