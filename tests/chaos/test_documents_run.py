@@ -118,7 +118,7 @@ NOT_RUN = {
     "tests/unit/test_source_conformance.py and test_source_http.py",
     "echo 'add_dracutmodules+=\" replug \"' | sudo tee /etc/dracut.conf.d/replug.conf": "changes the machine's boot",
     "sudo dracut --force": "changes the machine's boot",
-    "sudo rc-update add replug-gadget default": "wants OpenRC as init; its scripts are run in tests/system/test_openrc.py",
+    "sudo rc-update add replug-gadget default": "wants OpenRC as init: see tests/system/test_openrc.py",
     "sudo rc-service replug-gadget start": "wants OpenRC",
     'sudo adduser "$USER" plugdev': "changes the machine's users",
     "sudo pkill -KILL -f tools.supervise.spawner": "would strike every spawner of this machine: see "
