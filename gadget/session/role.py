@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bus.books import ledger_of
+from bus.books import distrust_missing, ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits, trace
@@ -72,6 +72,9 @@ class Session:
         fresh = state is None
         known = state or State(secrets.randbits(63) + 1)
         known, notices = adopt(known, devices_of(self._role.runtime.instance))
+        # A device gets its ledger before it is in the state file (`_decide`), so one without has lost it.
+        unknown = distrust_missing(self._role.runtime, (device.record.export_id for device in known.devices))
+        notices += [f"export {export_id:#x}: what was flushed of it is not known any more" for export_id in unknown]
         for notice in notices:
             self._role.log.warning(notice)
         save(self._path, known)
