@@ -44,10 +44,8 @@ SILENCE_S = 8.0  # silence this long is asked about; as long again is death. Gen
 SILENT_WAITS = 2  # such waits of spawner and watchdog for each other; counted, as who was frozen himself has not waited
 LOG_BYTES = 1 << 20  # a role's log file is cut over at this size: tmpfs is memory
 LOG_LINE = 2000  # characters
-REFUSALS_LOGGED = (
-    10  # lines of one kind about what a peer sent, in REFUSALS_WITHIN_S: all are counted, a flood fills no log
-)
-REFUSALS_WITHIN_S = 10.0
+# Lines of one kind about what a peer sent, and in which time: all are counted, a flood fills no log.
+REFUSALS_LOGGED, REFUSALS_WITHIN_S = 10, 10.0
 SCRAPES = 4  # connections for metrics at a time: a scraper or two, and somebody who looks
 SCRAPE_S = 5.0  # from a connection to its answer's last byte; who is slower is left
 GATHER_S = 0.5  # a role that has not answered by then is told as silent
