@@ -10,6 +10,7 @@ from typing import Final
 
 LEDGER_BYTES: Final = 32
 NO_BOOT: Final = bytes(16)  # of a v0 host, which does not say
+UNKNOWN_BOOT: Final = b"\xff" * 16  # nobody knows what was acknowledged, nor which boot of the host has it
 _ACKNOWLEDGED, _FLUSHED, _BOOT_HIGH, _BOOT_LOW = range(4)
 
 
@@ -37,7 +38,7 @@ class Ledger:
 
     def wrote(self, size_bytes: int, boot_id: bytes = NO_BOOT) -> None:
         """Enter a write that is about to be acknowledged, done by a host of this boot."""
-        if not self.unflushed:
+        if not self.unflushed and not self.unknown:
             self._stamp(boot_id)  # first: a ledger with nothing unflushed may name any boot
         self._words[_ACKNOWLEDGED] += size_bytes
 
@@ -50,10 +51,19 @@ class Ledger:
         self.flushed(self.acknowledged)
         self._stamp(boot_id)
 
+    @property
+    def unknown(self) -> bool:
+        """Was the ledger of before lost? It stays so until somebody accepts what the host has."""
+        return self.boot_id == UNKNOWN_BOOT
+
+    def distrust(self) -> None:
+        """This one begins in the middle of a device's life: what there was is not in it."""
+        self._stamp(UNKNOWN_BOOT)
+
     def lost_to(self, boot_id: bytes) -> bool:
         """May unflushed writes be missing at a host of this boot? A v0 host does not say which boot it is: unknown."""
         told = NO_BOOT not in (boot_id, self.boot_id)
-        return bool(self.unflushed) and told and boot_id != self.boot_id
+        return bool(self.unflushed or self.unknown) and told and boot_id != self.boot_id
 
     def _stamp(self, boot_id: bytes) -> None:
         self._words[_BOOT_HIGH] = int.from_bytes(boot_id[:8], "big")

@@ -95,7 +95,8 @@ class ExportV1:
     def __post_init__(self) -> None:
         if len(self.identity) != 16:
             raise WireError(f"export {self.record.export_id:#x}: identity of {len(self.identity)} bytes, not 16")
-        if len(self.name.encode()) > limits.WIRE_NAME_BYTES or "\0" in self.name:
+        # Names are shown in terminals: what is not printable could make a screen say what nobody said.
+        if len(self.name.encode()) > limits.WIRE_NAME_BYTES or not self.name.isprintable():
             raise WireError(f"export {self.record.export_id:#x}: name {self.name!r} does not fit the wire")
         for value in (self.physical_block, self.optimal_io):
             if value & (value - 1) or not 0 <= value <= limits.MAX_OPTIMAL_IO:

@@ -40,11 +40,17 @@ def boot_of(data: bytes, version: int) -> bytes:
 def rebooted(exports: Iterable[int], boot_id: bytes, ledger: Callable[[int], Ledger], wishes: Wishes) -> dict[int, str]:
     """Exports whose unflushed writes a host of this boot may not have, and why they are held back."""
     return {
-        export_id: f"the host has rebooted over {show_size(ledger(export_id).unflushed)} acknowledged and not flushed: "
-        "they may be lost: `replug export resume` takes what the host has, `replug export fail` ends the device"
+        export_id: f"{_rebooted_over(ledger(export_id))}: `replug export resume` takes what the host has, "
+        "`replug export fail` ends the device"
         for export_id in exports
         if ledger(export_id).lost_to(boot_id) and wishes.get(export_id, NOTHING).accepted != boot_id.hex()
     }
+
+
+def _rebooted_over(ledger: Ledger) -> str:
+    if ledger.unknown:
+        return "the runtime directory was lost, and with it whether the host has rebooted over writes not flushed"
+    return f"the host has rebooted over {show_size(ledger.unflushed)} acknowledged and not flushed: they may be lost"
 
 
 def ejected(exports: Iterable[ExportV1]) -> dict[int, str]:

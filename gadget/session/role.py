@@ -11,13 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bus.books import ledger_of
+from bus.books import distrust_missing, ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits, trace
 from common.errors import WireError
 from common.ledger import NO_BOOT, Ledger
-from common.wire_v1 import ExportV1
+from common.refusals import Refusals
+from common.wire_v1 import ExportFlag, ExportV1
 from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of, without
 from gadget.session.holders import holders_of
@@ -43,6 +44,7 @@ class Session:
         self._answered = 0  # the CONFIG_EXPORTS, by usb's count, that `agreed` belongs to
         self._agreed: frozenset[int] = frozenset()
         self._refused: dict[int, str] = {}
+        self._refusals = Refusals(role.log, role.loop.now)
         self._rebooted: dict[int, str] = {}  # those of the refused that the operator decides about
         self._set: tuple[tuple[ExportV1, ...], bytes] | None = None  # the host's last set, and its boot id
         self._ledgers: dict[int, Ledger] = {}
@@ -72,6 +74,9 @@ class Session:
         fresh = state is None
         known = state or State(secrets.randbits(63) + 1)
         known, notices = adopt(known, devices_of(self._role.runtime.instance))
+        # A device gets its ledger before it is in the state file (`_decide`), so one without has lost it.
+        unknown = distrust_missing(self._role.runtime, (device.record.export_id for device in known.devices))
+        notices += [f"export {export_id:#x}: what was flushed of it is not known any more" for export_id in unknown]
         for notice in notices:
             self._role.log.warning(notice)
         save(self._path, known)
@@ -150,20 +155,29 @@ class Session:
         wishes = self._operator.wishes
         self._rebooted = parking.rebooted(decision.agreed, boot_id, self._ledger, wishes)
         decision = parking.withhold(decision, {**parking.ejected(exports), **self._rebooted, **parking.failed(wishes)})
-        for export_id, why in decision.refused.items():
-            self._role.log.warning(f"export {export_id:#x}: {why}")
+        self._tell_refused(exports, decision.refused)
         if decision.state != self._state:
             self._state = decision.state
             save(self._path, self._state)  # before any device is made
             write_names(self._role.runtime.root, self._state.devices)
+        if (decision.agreed, decision.refused) != (self._agreed, self._refused):
+            self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         self._agreed, self._refused = decision.agreed, decision.refused
-        self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         trace.point("session.saved")
         self._leaving &= {d.record.export_id for d in self._state.devices if d.removed}
         self._want_queues()
         self._tell_usb()
         self._clear_removed()
         self._scan()
+
+    def _tell_refused(self, exports: tuple[ExportV1, ...], refused: dict[int, str]) -> None:
+        """Counted, and logged as far as a host that says sets without end leaves room for; status has all of them."""
+        taken_away = {e.record.export_id for e in exports if e.flags & (ExportFlag.EJECTED | ExportFlag.REMOVED)}
+        for export_id, why in refused.items():
+            if export_id not in taken_away:
+                self._refusals.count("export", f"export {export_id:#x}: {why}")
+            elif self._refused.get(export_id) != why:
+                self._role.log.info(f"export {export_id:#x}: {why}")
 
     def _scan(self) -> None:
         """Partitions of each disk, now that it can be read: asked for once whenever it has become live."""
@@ -239,6 +253,7 @@ class Session:
                 "peer": self._link.get("peer", "v0"),
             },
             "exports": [self._export_status(d) for d in self._state.devices],
+            **self._refusals.status(),
         }
 
     def _export_status(self, device: Device) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _gadget(device: Path) -> Gadget:
     return Gadget(
         int((device / "busnum").read_text()),
         int((device / "devnum").read_text()),
-        _text(device / "serial"),
+        "".join(c if c.isprintable() else "?" for c in _text(device / "serial")),  # it is shown in terminals
         _SPEEDS.get(speed, speed),
         device.name,
     )

@@ -138,11 +138,25 @@ class FileSource(_Opened):
         if not self.read_only and fallocated(self._fd, PUNCH_HOLE, status.st_size, 4096):
             self.can |= Can.DISCARD
 
+    def _write(self, offset: int, data: memoryview) -> None:
+        self._uncut(offset + len(data))
+        super()._write(offset, data)
+
+    def _write_now(self, offset: int, data: memoryview) -> bool:
+        self._uncut(offset + len(data))
+        return super()._write_now(offset, data)
+
+    def _uncut(self, end: int) -> None:
+        """A write past the end would make the file long again: what was cut off would then read as zeroes."""
+        if os.lseek(self._fd, 0, os.SEEK_END) < end:
+            raise fails(errno.EIO, "the file was cut short under us")
+
     def _discard(self, offset: int, size_bytes: int) -> None:
         if not fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
             raise fails(errno.EOPNOTSUPP)
 
     def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+        self._uncut(offset + size_bytes)
         if not fallocated(self._fd, _ZERO_RANGE, offset, size_bytes):
             for start in range(0, size_bytes, len(_ZEROES)):
                 self._write(offset + start, _ZEROES[: size_bytes - start])

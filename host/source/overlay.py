@@ -8,6 +8,7 @@ The file: a head that never changes, a page with the boot id of the last host, t
 - After a power cut the page cache's order is gone, so the young map counts only under the boot id that wrote it. FLUSH
   notes the young map, syncs, and then copies it to the *old* map and syncs again: the old map never says "here" of a
   cluster that is not on the disk. What was never flushed is as it was below; a cluster already here may hold either.
+- A discarded cluster is a hole in its place, and still here: zeroes, or after a cut what it was.
 - A byte is a map entry: a map page torn anywhere is a map with fewer entries. A new boot empties the young map, syncs,
   and then writes its boot id.
 
@@ -74,6 +75,8 @@ class OverlaySource(Source):
         # A block larger than a cluster would be torn between two map entries that a cut may separate.
         self.geometry = Geometry(below.geometry.size_bytes, below.geometry.block_size, CLUSTER)
         self.identity, self.can = identity, Can(0) if read_only else Can.WRITE | Can.WRITE_ZEROES
+        if not read_only and store.punches:
+            self.can |= Can.DISCARD
         self._map_bytes = _map_bytes(below)
         self._young, self._old, self._data = 2 * PAGE, 2 * PAGE + self._map_bytes, _data_start(below)
         self._writing, self._flushing = Lock(), Lock()
@@ -141,6 +144,21 @@ class OverlaySource(Source):
             self._below.read(cluster * CLUSTER, whole)
         whole[start : start + len(part)] = part
         return whole
+
+    def _discard(self, offset: int, size_bytes: int) -> None:
+        """Clusters that lie here whole become holes, and stay here: the map needs no change, so no cut can matter.
+
+        What lies below reads as before. A new cluster in the place of what is below would be a write, not a discard.
+        """
+        end = offset + size_bytes
+        first, last = -(-offset // CLUSTER), -(-end // CLUSTER) if end == self.geometry.size_bytes else end // CLUSTER
+        here = self._here(first, last - first) if last > first else b""
+        cluster = 0
+        while (cluster := here.find(1, cluster)) >= 0:
+            over = here.find(0, cluster)
+            over = len(here) if over < 0 else over
+            self._store.zero(self._data + (first + cluster) * CLUSTER, (over - cluster) * CLUSTER)
+            cluster = over
 
     def _write_zeroes(self, offset: int, size_bytes: int) -> None:
         zeroes = memoryview(bytes(min(size_bytes, 64 * CLUSTER)))

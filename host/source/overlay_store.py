@@ -16,7 +16,9 @@ from host.source.interface import fails
 
 
 class Store(Protocol):
-    """What an overlay needs of its file."""
+    """What an overlay needs of its file. `punches`: zeroing gives the space back."""
+
+    punches: bool
 
     def read(self, offset: int, into: memoryview) -> None: ...
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
@@ -35,6 +37,8 @@ class FileStore:
         except BlockingIOError:
             os.close(self._fd)
             raise Refused(f"{path}: this overlay is already served: end that", Exit.BUSY) from None
+        # Past the end there is nothing to lose: the question is only whether this file system has holes.
+        self.punches = fallocated(self._fd, PUNCH_HOLE, os.fstat(self._fd).st_size, PAGE)
 
     @staticmethod
     def create(path: Path, head: bytes, size_bytes: int) -> None:

@@ -52,10 +52,10 @@ def main() -> int:
         with inside.both_sides(*files) as bench:
             run.strike_all([Path(bench.image_device), Path(bench.scratch_device)])
             footprint = memory()
-            ended = time.monotonic()
-        took = time.monotonic() - ended
+            run.cell = ("", "")  # what is wrong from here on is no cell's fault
+        took = bench.down_s
         run.judge_files(files)
-        complaints = machine.complaints() + ([f"down took {took:.1f} s"] if took > DOWN_S else [])
+        complaints = machine.complaints() + ([f"gadget down took {took:.1f} s"] if took > DOWN_S else [])
         if complaints:
             raise Violation("\n".join(["the machine is not as before:", *complaints]))
     except (Violation, inside.DemoFailed, RuntimeError, OSError) as error:
@@ -65,7 +65,9 @@ def main() -> int:
         print(f"again: make chaos SEED={seed} N={run.step}", flush=True)
         return 1
     print(results)
-    print(f"cold Python start (import zmq) in this run: {cold * 1000:.0f} ms; {footprint}; down took {took:.1f} s")
+    print(
+        f"cold Python start (import zmq) in this run: {cold * 1000:.0f} ms; {footprint}; gadget down took {took:.1f} s"
+    )
     print(f"chaos: pass, {run.step} faults, {run.verified_bytes >> 20} MiB verified, seed {seed}")
     return 0
 

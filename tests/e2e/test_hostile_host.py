@@ -18,7 +18,7 @@ import pytest
 from bus.runtime import Runtime, Side
 from common.errors import WireError
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Op, Response
-from common.wire_v1 import CONTROL_TYPE_V1, HEAD_BYTES, RECORD_BYTES, ConfigV1, ControlV1
+from common.wire_v1 import CONTROL_TYPE_V1, HEAD_BYTES, RECORD_BYTES, ConfigV1, ControlV1, ExportV1
 from tests.e2e.hostile import Watch, dice, hurt
 from tests.e2e.v0_host import V0Host, await_event, number
 from tests.e2e.v1_host import V1Host
@@ -140,6 +140,26 @@ def test_fuzzed_ep0_requests_in_a_flood_are_each_refused_and_counted_and_disturb
         await_event("more I/O", lambda: honest.done > at + 4)
         watch.unharmed()
     assert host.resyncs == 0 and host.status().active
+
+
+def test_a_flood_of_sets_whose_exports_cannot_be_makes_no_device_and_disturbs_no_io(
+    gadget: Runtime, host: V1Host
+) -> None:
+    rng, sets = dice("sets"), 60
+    host.online()
+    with Honest(host.data) as honest:
+        watch, began, at = Watch(gadget, "usb", "session"), time.monotonic(), honest.done
+        for _ in range(sets):
+            ids = rng.sample(range(1 << 20, 1 << 32), 31)
+            large = [ExportV1(ExportRecord(number, 65536, 1 << 20), name="no page holds it") for number in ids]
+            host.exports = (host.exports[0], *large)
+            host.announce()
+        await_event("the last set to be decided", lambda: watch.refused() == {"session export": 31 * sets})
+        assert any("larger than a page" in line for line in watch.newly_logged(time.monotonic() - began))
+        await_event("more I/O", lambda: honest.done > at + 4)
+        watch.unharmed()
+    assert host.resyncs == 0 and host.status().export_count == 1
+    assert len(list(Path("/sys/class/ublk-char").iterdir())) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 9, 600])

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 
 from bus.runtime import Runtime, Side, living
+from common import limits
 from common.wire import ExportRecord
 from common.wire_v1 import ExportFlag, ExportV1
 from tests.e2e.v0_host import await_event
 from tests.e2e.v1_host import V1Host
 from tools.cli.look import look
 from tools.demo import inside
+from tools.supervise.launch import all_living, await_deaths, kill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 RECORD = ExportRecord(0x5EED, 4096, 8 << 20)
@@ -254,6 +257,34 @@ def test_what_the_host_flushed_before_it_was_unplugged_is_there_after_its_reboot
     assert ejected["reason"] == "ejected at the host, everything is flushed there"
     boots.next()
     assert read(fd) == bytes(4096)
+    os.close(fd)
+
+
+def test_a_gadget_that_lost_its_runtime_directory_takes_no_host_for_one_that_has_everything(
+    gadget: Runtime, boots: Boots
+) -> None:
+    """The devices outlive it, and with it goes who knows what was not flushed: a reboot meanwhile would be missed."""
+    fd = opened()
+    write(fd, 6)
+    boots.leave()
+    everyone = all_living(gadget)
+    kill(everyone)
+    assert await_deaths(everyone, limits.DEATH_S)
+    for entry in gadget.root.iterdir():
+        if not entry.is_mount():  # FunctionFS
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    up = inside.replug("gadget", "up", "--serial", "test1")
+    assert up.returncode == 0, up.stderr
+    boots.next()
+    parked = await_export("the export to be parked", state="parked", needs_operator=True)
+    assert parked["reason"].startswith("the runtime directory was lost")
+    resumed = inside.replug("export", "resume", "disk")
+    assert resumed.returncode == 0, resumed.stderr
+    await_export("the export to be live", state="live")
+    assert read(fd) == bytes(4096), "what this host has"
+    boots.next()
+    await_export("the export to be live", state="live")
+    assert read(fd) == bytes(4096), "once accepted, every later boot is told by the ledger again"
     os.close(fd)
 
 

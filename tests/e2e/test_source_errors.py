@@ -213,6 +213,8 @@ def test_an_image_cut_short_under_us_is_eio_behind_the_cut_and_itself_before_it(
     with Disk(disks.devices["cut"]) as disk:
         assert error_of(lambda: disk.read(SIZE // 2, BLOCK)) == errno.EIO
         assert error_of(lambda: disk.read(SIZE // 2 - BLOCK, 2 * BLOCK)) == errno.EIO
+        assert error_of(lambda: disk.write(SIZE - BLOCK, bytes(BLOCK))) == errno.EIO, "else the rest would be zeroes"
+        assert error_of(lambda: disk.read(SIZE // 2, BLOCK)) == errno.EIO
         assert disk.read(SIZE // 2 - 65536, 65536) == before[SIZE // 2 - 65536 : SIZE // 2]
 
 

@@ -403,6 +403,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.session.role", "secrets", random),
         ("gadget.session.role", "write_names", lambda root, devices: None),
         ("gadget.session.role", "ledger_of", run.ledger_of),
+        ("gadget.session.role", "distrust_missing", lambda runtime, export_ids: []),  # no run loses them
         ("gadget.session.operator", "load_wishes", lambda role: {}),
         (_GUSB, "ledger_of", run.ledger_of),
         (_GUSB, "Arena", SimArena),

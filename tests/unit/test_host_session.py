@@ -173,6 +173,11 @@ def test_only_interfaces_of_smoo_s_class_are_gadgets(tmp_path: Path) -> None:
     assert find(None, tmp_path) == [Gadget(2, 4, "", "high"), Gadget(2, 5, "one", "high")]
 
 
+def test_a_serial_number_cannot_write_on_a_terminal(tmp_path: Path) -> None:
+    device(tmp_path, "2-1", 5, "one\x1b[2J\nreplug: all is well", SMOO)
+    assert [gadget.serial for gadget in find(None, tmp_path)] == ["one?[2J?replug: all is well"]
+
+
 def test_gadget_is_chosen_by_its_serial_number(tmp_path: Path) -> None:
     device(tmp_path, "2-1", 5, "one", SMOO)
     device(tmp_path, "2-2", 6, "two", SMOO)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.books import ledger_of
+from bus.books import distrust_missing, ledger_of
 from bus.runtime import Runtime, Side
 from common.ledger import LEDGER_BYTES, NO_BOOT, Ledger
 from common.wire import ExportRecord, Op, Response
@@ -51,6 +51,27 @@ def test_of_a_v0_host_nobody_knows_which_boot_it_is(ledger: Ledger) -> None:
     other = Ledger(bytearray(LEDGER_BYTES))
     other.wrote(1, NO_BOOT)
     assert not other.lost_to(BOOT)
+
+
+def test_a_ledger_that_was_lost_may_have_had_anything_until_somebody_accepts_a_boot(ledger: Ledger) -> None:
+    ledger.distrust()
+    assert ledger.unknown and ledger.lost_to(BOOT) and not ledger.lost_to(NO_BOOT)
+    ledger.wrote(4096, NO_BOOT)
+    ledger.flushed(4096)
+    assert ledger.lost_to(BOOT), "what a v0 host flushed says nothing of what was there before"
+    ledger.accept(BOOT)
+    assert not ledger.unknown and not ledger.lost_to(BOOT)
+
+
+def test_devices_whose_ledgers_went_with_the_runtime_directory_get_ones_that_know_nothing(tmp_path: Path) -> None:
+    runtime = Runtime(Side.GADGET, base=tmp_path)
+    runtime.create()
+    ledger_of(runtime, 0xAA).wrote(4096, BOOT)
+    assert distrust_missing(runtime, [0xAA, 0xBB]) == [0xBB]
+    assert not ledger_of(runtime, 0xAA).unknown and ledger_of(runtime, 0xAA).unflushed == 4096
+    assert ledger_of(runtime, 0xBB).unknown and ledger_of(runtime, 0xBB).unflushed == 0
+    assert distrust_missing(runtime, [0xAA, 0xBB]) == [], "said once"
+    assert ledger_of(runtime, 0xBB).unknown, "and known to every successor"
 
 
 def test_writes_at_another_host_do_not_hide_what_the_first_one_has_unflushed(ledger: Ledger) -> None:

@@ -42,6 +42,13 @@ def test_everything_flushed_is_there_after_any_reboot(ledgers: dict[int, Ledger]
     assert held(ledgers, NEXT_BOOT) == {}
 
 
+def test_where_the_ledger_was_lost_any_host_may_have_rebooted(ledgers: dict[int, Ledger]) -> None:
+    ledgers[0xA].distrust()
+    reasons = held(ledgers, BOOT)
+    assert reasons.keys() == {0xA} and reasons[0xA].startswith("the runtime directory was lost")
+    assert held(ledgers, BOOT, {0xA: Wish(accepted=BOOT.hex())}) == {} == held(ledgers, NO_BOOT)
+
+
 def test_a_v0_host_cannot_tell(ledgers: dict[int, Ledger]) -> None:
     ledgers[0xA].wrote(8192, BOOT)
     assert held(ledgers, NO_BOOT) == {}

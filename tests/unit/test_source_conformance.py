@@ -223,6 +223,26 @@ def test_a_web_object_that_breaks_off_fails_what_needs_it_with_that_errno_and_le
     assert read(source, 0, 4096) == server.bytes[:4096] and read(source, 16384, 4096) == b"w" * 4096
 
 
+@pytest.mark.parametrize("kind", ["file", "fault"])
+def test_a_write_behind_a_cut_is_eio_and_does_not_make_what_was_cut_off_zeroes(
+    kind: str, opened: Open, tmp_path: Path
+) -> None:
+    source = opened(text_of(kind, tmp_path))
+    os.truncate(tmp_path / "image", SIZE // 2)
+    for act in (
+        lambda: source.write(SIZE - 4096, memoryview(bytes(4096))),
+        lambda: (
+            source.write_now(SIZE - 4096, memoryview(bytes(4096))) or source.write(SIZE // 2, memoryview(bytes(512)))
+        ),
+        lambda: source.write_zeroes(SIZE // 2 - 4096, 8192),
+        lambda: read(source, SIZE // 2, 512),
+    ):
+        assert error_of(act) == errno.EIO
+    assert (tmp_path / "image").stat().st_size == SIZE // 2
+    source.write(SIZE // 2 - 4096, memoryview(b"x" * 4096))
+    assert read(source, SIZE // 2 - 4096, 4096) == b"x" * 4096
+
+
 @pytest.mark.parametrize("kind", ["file", "overlay"])
 def test_a_full_disk_is_told_exactly_and_reads_go_on(
     kind: str, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

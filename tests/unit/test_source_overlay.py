@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Refused
+from host.source.interface import Can
 from host.source.noise import NoiseSource
 from host.source.opening import open_source
 from host.source.overlay import OverlaySource
@@ -22,6 +23,7 @@ FILE = 4 * 4096 + SIZE
 class Recorder:
     """A store in memory that remembers every write as (offset, bytes), and None for a sync."""
 
+    punches = True
     content: bytearray = field(default_factory=lambda: bytearray(FILE))
     log: list[tuple[int, bytes] | None] = field(default_factory=list)
 
@@ -80,13 +82,19 @@ def lived(seed: int) -> History:
     store, rng = Recorder(), random.Random(seed)
     source = overlay(store)
     history = History(store, [], [], blocks(source))
-    for _ in range(14):
+    for _ in range(20):
         if rng.random() < 0.25:
             source.flush()
             history.flushes.append((len(store.log), len(history.writes)))
             continue
         first = rng.randrange(SIZE // 512)
         count = rng.randint(1, min(20, SIZE // 512 - first))
+        if rng.random() < 0.3:
+            start = len(store.log)
+            source.discard(first * 512, count * 512)
+            after = blocks(source)
+            history.writes.append((start, len(store.log), {n: after[n] for n in range(first, first + count)}))
+            continue
         changes, start = {first + n: rng.randbytes(512) for n in range(count)}, len(store.log)
         source.write(first * 512, memoryview(b"".join(changes.values())))
         history.writes.append((start, len(store.log), changes))
@@ -138,6 +146,42 @@ def test_a_flush_after_a_kill_covers_what_the_killed_one_had_acknowledged() -> N
     overlay(store).write(512, memoryview(b"a" * 512))
     overlay(store).flush()
     assert blocks(overlay(store, b"second"))[1] == b"a" * 512
+
+
+def test_discard_zeroes_whole_clusters_that_lie_here_and_nothing_else() -> None:
+    store = Recorder()
+    source = overlay(store)
+    base = blocks(source)
+    source.write(4096, memoryview(b"w" * 4 * 4096))  # clusters 1 to 4
+    source.discard(4096 + 512, 3 * 4096)  # the rest of cluster 1, 2 and 3 whole, and a piece of 4
+    expected = [*base[:8], *[b"w" * 512] * 8, *[bytes(512)] * 16, *[b"w" * 512] * 8, *base[40:]]
+    assert blocks(source) == expected
+    source.discard(0, 4096)  # lies below
+    assert blocks(source) == expected
+    source.write(2 * 4096 + 512, memoryview(b"n" * 512))  # into a hole
+    expected[17] = b"n" * 512
+    source.flush()
+    assert blocks(overlay(store, b"second")) == expected
+
+
+def test_discarded_space_is_given_back(tmp_path: Path) -> None:
+    source = open_source(parse(f"overlay:{tmp_path}/m?over=random:1?size=4M"), False)
+    if Can.DISCARD not in source.can:
+        pytest.skip("this file system has no holes")
+    source.write(0, memoryview(bytes(range(256)) * (4 << 12)))
+    source.flush()
+    full = (tmp_path / "m").stat().st_blocks
+    source.discard(0, 4 << 20)
+    source.flush()
+    assert full * 512 > 4 << 20 and (tmp_path / "m").stat().st_blocks * 512 < 1 << 20
+    source.close()
+
+
+def test_a_file_system_without_holes_has_no_discard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host.source.overlay_store.fallocated", lambda *_: False)
+    source = open_source(parse(f"overlay:{tmp_path}/m?over=random:1?size=4M"), False)
+    assert Can.DISCARD not in source.can
+    source.close()
 
 
 def test_a_map_of_another_source_and_a_file_that_is_no_map_are_refused(tmp_path: Path) -> None:

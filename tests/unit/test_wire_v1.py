@@ -89,6 +89,8 @@ def test_any_bytes_behind_a_sound_head_decode_or_raise_the_one_error(data: bytes
         (lambda: replace(EXPORT, identity=b"short"), "identity"),
         (lambda: replace(EXPORT, name="x" * 33), "name"),
         (lambda: replace(EXPORT, name="a\0b"), "name"),
+        (lambda: replace(EXPORT, name="a\x1b[2Jb"), "name"),
+        (lambda: replace(EXPORT, name="a\nb"), "name"),
         (lambda: replace(EXPORT, physical_block=4097), "power of two"),
         (lambda: replace(EXPORT, optimal_io=limits.MAX_OPTIMAL_IO * 2), "power of two"),
         (lambda: ConfigV1(0, bytes(16), ()), "epoch"),

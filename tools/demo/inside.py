@@ -77,6 +77,7 @@ class Bench:
     scratch_device: str
     image_role: str  # gadget's queue role of the image
     serve: subprocess.Popen[bytes]  # the command `replug host serve`
+    down_s: float = 0.0  # how long `replug gadget down` took at the end
 
 
 @contextmanager
@@ -100,7 +101,11 @@ def both_sides(image_file: Path, scratch: Path) -> Iterator[Bench]:
             devices = wait_for("both devices to be live", lambda: _devices(serve, log), interval_s=0.5)
             disk, room = devices[image_file.stat().st_size], devices[scratch.stat().st_size]
             bench = Bench(image_file, scratch, disk["device"], room["device"], disk["role"], serve)
-            stack.callback(lambda: _take_down(bench.serve))
+
+            def take_down() -> None:
+                bench.down_s = _take_down(bench.serve)
+
+            stack.callback(take_down)
             yield bench
         except Exception:  # whatever it is: the logs go with the sides
             _tell_logs()
@@ -117,7 +122,8 @@ def _devices(serve: subprocess.Popen[bytes], log: Path) -> dict[int, Any] | None
     return exports if ready else None
 
 
-def _take_down(serve: subprocess.Popen[bytes]) -> None:
+def _take_down(serve: subprocess.Popen[bytes]) -> float:
+    """Returns how long `gadget down` took, in seconds."""
     if serve.poll() is None:
         serve.send_signal(signal.SIGINT)
     try:
@@ -126,11 +132,14 @@ def _take_down(serve: subprocess.Popen[bytes]) -> None:
         tell("note", text="host serve did not end after Ctrl-C")
         serve.kill()
     if not Runtime(Side.GADGET).root.exists():
-        return
+        return 0.0
+    began = time.monotonic()
     down = replug("gadget", "down")
-    tell("step", text=f"replug gadget down: exit {down.returncode} {down.stderr.strip()}".rstrip())
+    took_s = time.monotonic() - began
+    tell("step", text=f"replug gadget down: exit {down.returncode} in {took_s:.1f} s {down.stderr.strip()}".rstrip())
     if down.returncode:
         replug("gadget", "down", "--force")
+    return took_s
 
 
 def _see_nothing_left() -> None:
