@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native top e2e bench bench-check system deb apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native top e2e bench bench-check system deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -74,7 +74,7 @@ bench-check: setup ## the same ratios again; one that is 15 % worse than in docs
 
 system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb, the doctor: minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
-		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py tests/system/test_openrc.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_several.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
@@ -84,6 +84,9 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb
+
+rpm: setup ## an RPM package for both sides, into dist/
+	@$(RUN) -m tools.package rpm
 
 apk: setup ## an Alpine package with OpenRC scripts (unsigned), into dist/
 	@$(RUN) -m tools.package apk

@@ -92,3 +92,8 @@ SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page ca
 MIN_PARK_S = 1.0  # an operator's limit: below it a mere respawn of a role would end a disk
 HOLDERS_LOOK_S = 1.0  # is a removed export's device still in use: a look through /proc
 MAX_PARK_S = 30 * 86400.0  # longer is no limit
+
+# -- replug capture ----------------------------------------------------------------------------------------------
+CAPTURE_RING_BYTES = 1200 * 1024  # usbmon's largest. A fifth of it is what it copies of one transfer: above FRAME_BYTES
+CAPTURE_BYTES = 256 << 20  # of the file, unless --max-size says otherwise: a capture is forgotten more often than not
+CAPTURE_MIN_BYTES = 1 << 20  # below it not even an enumeration and some frames would fit

@@ -22,6 +22,8 @@ need e2fsprogs command -v mkfs.ext4
 need xfsprogs command -v mkfs.xfs
 need fio command -v fio
 need tmux command -v tmux
+need tshark command -v tshark
+need rpm command -v rpmbuild
 need procps command -v ps
 need libusb-1.0-0 has_libusb
 [ -n "$missing" ] || exit 0

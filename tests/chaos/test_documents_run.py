@@ -97,6 +97,12 @@ ELSEWHERE = {
     "sudo umount /mnt": ("tests/e2e/test_file_systems.py", "umount"),
     "sudo mount /dev/ublkb0 /mnt": ("tests/e2e/test_file_systems.py", "mount"),
     "sudo dd if=/dev/zero of=/mnt/file bs=1M count=32 oflag=direct status=progress": ("tools/demo/dd.py", '"dd"'),
+    "sudo modprobe usbmon": ("tests/e2e/test_capture.py", "the guest loads"),
+    "sudo replug capture bus.pcap": ("tests/e2e/test_capture.py", '"capture"'),
+    "tshark -X lua_script:/usr/share/replug/replug.lua -r bus.pcap -Y 'replug.status > 0'": (
+        "tests/unit/test_dissector.py",
+        "lua_script:",
+    ),
     "make demo": ("tests/system/test_deb.py", "demo"),
     "make deb": ("tests/unit/test_package_deb.py", "deb"),
     "make top": ("tests/chaos/test_top_kills.py", "Terminal("),
@@ -106,12 +112,13 @@ ELSEWHERE = {
 }
 # Not run by any test, and why.
 NOT_RUN = {
+    "wireshark -X lua_script:/usr/share/replug/replug.lua bus.pcap": "wants a display; tshark reads the same script",
     "make test": "it is what runs this",
     "replug host serve /dev/vg/snapshot https://server/rootfs.img random:7?size=64M": "wants LVM and a server: see "
     "tests/unit/test_source_conformance.py and test_source_http.py",
     "echo 'add_dracutmodules+=\" replug \"' | sudo tee /etc/dracut.conf.d/replug.conf": "changes the machine's boot",
     "sudo dracut --force": "changes the machine's boot",
-    "sudo rc-update add replug-gadget default": "wants OpenRC; the scripts' syntax is tested in test_package_apk.py",
+    "sudo rc-update add replug-gadget default": "wants OpenRC as init: see tests/system/test_openrc.py",
     "sudo rc-service replug-gadget start": "wants OpenRC",
     'sudo adduser "$USER" plugdev': "changes the machine's users",
     "sudo pkill -KILL -f tools.supervise.spawner": "would strike every spawner of this machine: see "

@@ -133,6 +133,16 @@ def _bench(options: argparse.Namespace) -> int:
     return main(options)
 
 
+def _capture(options: argparse.Namespace) -> int:
+    from common import limits
+    from tools.capture.record import Wish, capture
+
+    o, most = options, limits.CAPTURE_BYTES if options.max_size is None else options.max_size
+    if most < limits.CAPTURE_MIN_BYTES:
+        raise Refused(f"--max-size {most}: below {limits.CAPTURE_MIN_BYTES} bytes there would be nothing to see")
+    return capture(Wish(o.file, o.bus, o.device, most, o.for_s))
+
+
 def _config_check(options: argparse.Namespace) -> int:
     from tools.config.file import check
 
@@ -178,6 +188,7 @@ _RUN: dict[tuple[str, str | None], Run] = {
     ("metrics", None): _metrics,
     ("doctor", None): _doctor,
     ("bench", None): _bench,
+    ("capture", None): _capture,
     ("config", "check"): _config_check,
     ("completion", None): _completion,
     **{(command, None): _delegate for command in DELEGATED},

@@ -82,6 +82,7 @@ def grammar() -> argparse.ArgumentParser:
     doctor.add_argument("--side", choices=("gadget", "host"), help="only what this side needs")
     doctor.add_argument("--json", action="store_true", help="for programs (version 1)")
     _bench(commands.add_parser("bench", parents=[common], help="measure the parts, the whole, and their ratios"))
+    _capture(commands.add_parser("capture", parents=[common], help="record what passes on the USB bus, for Wireshark"))
     config = commands.add_parser("config", help="configuration files")
     check = config.add_subparsers(dest="action", required=True, metavar="check").add_parser(
         "check", parents=[common], help="look at a file, and name file, line and key of each fault"
@@ -204,6 +205,14 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="where the time of a lone read goes, step by step")
 
 
+def _capture(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="pcap, written anew; - is standard output")
+    parser.add_argument("--bus", type=_number, metavar="N", help="which bus, 0: all (default: those with a gadget)")
+    parser.add_argument("--device", type=_number, metavar="N", help="only this address on the bus")
+    parser.add_argument("--max-size", type=_size, metavar="B", help="end when the file is as large (default: 256M)")
+    parser.add_argument("--for", dest="for_s", type=_time, metavar="T", help="end after this time (default: Ctrl-C)")
+
+
 def _side(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", choices=("gadget", "host"), help="needed only where both run")
 
@@ -213,6 +222,12 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of a bus or device, as lsusb shows them")
+    return int(text)
 
 
 def _usb_id(text: str) -> int:

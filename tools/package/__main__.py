@@ -1,13 +1,13 @@
-"""`python -m tools.package deb|apk|app [DIRECTORY]`: build a package (into dist/)."""
+"""`python -m tools.package deb|rpm|apk|app [DIRECTORY]`: build a package (into dist/)."""
 
 import sys
 from pathlib import Path
 
 from common.errors import ReplugError
-from tools.package import apk, app, deb
+from tools.package import apk, app, deb, rpm
 
 ROOT = Path(__file__).parents[2]
-BUILDERS = {"deb": deb.build, "apk": apk.build, "app": app.build}
+BUILDERS = {"deb": deb.build, "rpm": rpm.build, "apk": apk.build, "app": app.build}
 
 
 def main(argv: list[str]) -> int:

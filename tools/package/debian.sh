@@ -6,12 +6,14 @@ directory=$1
 mkdir -p "$(dirname "$directory")"
 exec 9>"$directory.lock"
 flock 9 # two workers of a test run come at once
-[ ! -e "$directory/.done" ] || exit 0
+packages="python3-zmq libzmq5 libsodium23 libpgm-5.3-0 libnorm1 libbsd0 python3-msgpack python3-psutil python3-usb
+    libusb-1.0-0 python3-rich python3-markdown-it python3-mdurl python3-pygments udev libkmod2
+    openrc librc1 libeinfo1 dracut-core"
+# unless it has other packages than these
+[ "$(cat "$directory/.done" 2>/dev/null)" != "$packages" ] || { touch "$directory/.done" && exit 0; }
 rm -rf "$directory"
 mkdir -p "$directory/root" "$directory/debs"
 cd "$directory/debs"
-packages="python3-zmq libzmq5 libsodium23 libpgm-5.3-0 libnorm1 libbsd0 python3-msgpack python3-psutil python3-usb
-    libusb-1.0-0 python3-rich python3-markdown-it python3-mdurl python3-pygments udev libkmod2"
 download() { apt-get -q -o APT::Sandbox::User=root download $packages; }
 # The first try fails on a machine with no package lists, or with old ones.
 download >/dev/null 2>&1 || { apt-get update -q && download; } || {
@@ -21,4 +23,4 @@ download >/dev/null 2>&1 || { apt-get update -q && download; } || {
 for deb in *.deb; do
     dpkg-deb -x "$deb" "$directory/root"
 done
-touch "$directory/.done"
+printf "%s" "$packages" >"$directory/.done"

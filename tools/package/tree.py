@@ -71,6 +71,7 @@ def _integration(root: Path, openrc: bool) -> Iterator[Installed]:
         yield _copied(packaging / "udev" / rules, f"usr/lib/udev/rules.d/{rules}")
     for path in sorted((packaging / "dracut").rglob("*.sh")):
         yield _copied(path, f"usr/lib/dracut/modules.d/{path.relative_to(packaging / 'dracut')}")
+    yield _copied(packaging / "wireshark/replug.lua", "usr/share/replug/replug.lua")
     if openrc:
         for path in sorted((packaging / "openrc").iterdir()):
             yield _copied(path, f"etc/init.d/{path.name}")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tools.vm.images import Image
 
 ALWAYS = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "configfs")
-DRIVEN = ("ublk_drv", "libcomposite", "usb_f_fs", "crc32c_generic", "ext4", "xfs", "loop")
+DRIVEN = ("ublk_drv", "libcomposite", "usb_f_fs", "usbmon", "crc32c_generic", "ext4", "xfs", "loop")
 HIDDEN = (PurePosixPath("/tmp"), PurePosixPath("/run"), PurePosixPath("/dev/shm"))
 """Where the guest has a tmpfs of its own, so that the machine's directories below need a mount to be seen."""
 

@@ -14,14 +14,29 @@ installkernel() {
     instmods ublk_drv libcomposite usb_f_fs =drivers/usb/gadget/udc =drivers/usb/dwc2 =drivers/usb/dwc3 =drivers/usb/musb
 }
 
+# Where Python has its own modules, and those that replug imports: each distribution has another place.
+python_directories() {
+    python3 -P -c 'import importlib.util, sysconfig
+found = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+for name in ("zmq", "msgpack", "psutil"):
+    found |= set(importlib.util.find_spec(name).submodule_search_locations)
+print("\n".join(sorted(found)))'
+}
+
 install() {
-    local file
-    inst_multiple python3 modprobe /usr/bin/replug
-    # Python with what replug imports, and the libraries that their modules link to
-    while read -r file; do
-        inst "$file"
-    done < <(find /usr/lib/replug "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
-        /usr/lib/python3/dist-packages/{zmq,msgpack,psutil} -name '*.py' -o -name '*.so' 2>/dev/null)
-    inst_libdir_file 'libzmq.so*' 'libffi.so*' 'libcap.so*'
+    local files libraries directories
+    inst_multiple python3 modprobe /usr/bin/replug || return 1
+    mapfile -t directories < <(python_directories)
+    if [ "${#directories[@]}" = 0 ]; then
+        dfatal "replug: python3 lacks zmq, msgpack or psutil"
+        return 1
+    fi
+    # cgi.py names an interpreter that is nowhere, which is an error to dracut-install
+    mapfile -t files < <(find /usr/lib/replug "${directories[@]}" \( -name test -o -name cgi.py \) -prune -o \
+        \( -name '*.py' -o -name '*.so' \) -print)
+    # dracut looks for the libraries of executable files only, which Python's modules are not
+    mapfile -t libraries < <(printf '%s\n' "${files[@]}" | grep '\.so$' | xargs -d '\n' ldd 2>/dev/null |
+        sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' | sort -u)
+    inst_multiple "${files[@]}" "${libraries[@]}" || return 1
     inst_hook pre-mount 10 "$moddir/replug-up.sh"
 }

@@ -1,0 +1,160 @@
+"""What other people's boot runs of ours: the dracut module, by dracut's own installer, and the OpenRC scripts.
+
+The initramfs' tree is made as dracut makes it, and what `gadget up` imports is imported from nothing but that tree.
+"""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.package.tree import installed
+
+ROOT = Path(__file__).parents[2]
+DEBIAN = ROOT / ".setup/debian"
+DRACUT = ROOT / "packaging/dracut/90replug"
+OPENRC = sorted((ROOT / "packaging/openrc").iterdir())
+# What a gadget side is made of, each in a process of its own.
+ROLES = ("gadget.usb.role", "gadget.ublk.role", "gadget.session.role", "tools.supervise.spawner",
+         "tools.supervise.watchdog", "tools.supervise.twin", "tools.cli.gadget", "tools.cli.commands")  # fmt: skip
+_HARNESS = """\
+# dracut-init.sh's functions as far as the module calls them; executable files' libraries come, as at dracut's end
+inst_multiple() { "$DRACUT_INSTALL" -D "$initdir" -l -a "$@"; }
+inst_hook() { echo "hook $1 $2 $(basename "$3")"; [ -e "$3" ]; }
+dfatal() { echo "fatal: $*"; }
+moddir=$1 initdir=$2
+. "$moddir/module-setup.sh"
+set -e
+install
+"""
+
+
+def debian() -> Path:
+    if not Path("/usr/bin/python3.11").exists() or not Path("/usr/bin/apt-get").exists():
+        pytest.skip("this machine is no Debian 12: it has not the Python that these packages are for")
+    subprocess.run([ROOT / "tools/package/debian.sh", DEBIAN], check=True, timeout=300)
+    return DEBIAN / "root"
+
+
+def environment(root: Path) -> dict[str, str]:
+    libraries = root / f"usr/lib/{platform.machine()}-linux-gnu"
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": str(root / "usr/lib/python3/dist-packages"),
+        "LD_LIBRARY_PATH": str(libraries),
+        "DRACUT_INSTALL": str(root / "usr/lib/dracut/dracut-install"),
+    }
+
+
+def installation(stage: Path) -> Path:
+    """An installed replug, and in it the dracut module that knows it there; returns the module."""
+    for file in installed(ROOT):
+        path = stage / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data)
+        path.chmod(0o755 if file.executable else 0o644)
+    kmod = stage / "usr/sbin/modprobe"  # which each machine has that has dracut
+    kmod.parent.mkdir()
+    kmod.write_text("#!/bin/sh\n")
+    kmod.chmod(0o755)
+    module = stage / "usr/lib/dracut/modules.d/90replug"
+    setup = module / "module-setup.sh"
+    setup.write_text(setup.read_text().replace("/usr/lib/replug", f"{stage}/usr/lib/replug").replace(
+        "/usr/bin/replug", f"{stage}/usr/bin/replug"))  # fmt: skip
+    return module
+
+
+def install(module: Path, tree: Path, variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    tree.mkdir()
+    command = ["bash", "-c", _HARNESS, "dracut", str(module), str(tree)]
+    path = f"{variables['PATH']}:{module.parents[3]}/sbin"
+    return subprocess.run(command, env={**variables, "PATH": path}, capture_output=True, text=True, timeout=300)
+
+
+def inside(tree: Path, variables: dict[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
+    """A command that sees nothing but the tree."""
+    own = [] if os.geteuid() == 0 else ["unshare", "-r"]
+    return subprocess.run([*own, "chroot", tree, *words], env=variables, capture_output=True, text=True, timeout=60)
+
+
+def test_the_initramfs_has_all_that_the_gadget_side_imports(tmp_path: Path) -> None:
+    variables = environment(debian())
+    stage, tree = tmp_path / "stage", tmp_path / "tree"
+    done = install(installation(stage), tree, variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "hook pre-mount 10 replug-up.sh\n"
+    library = {**variables, "PYTHONPATH": f"{stage}/usr/lib/replug:{variables['PYTHONPATH']}"}
+    for role in ROLES:
+        imported = inside(tree, library, "/usr/bin/python3", "-P", "-c", f"import {role}")
+        assert imported.returncode == 0, f"{role}: {imported.stderr}"
+    version = inside(tree, variables, f"{stage}/usr/bin/replug", "--version")
+    assert version.returncode == 0 and version.stdout.startswith("replug "), version.stderr
+
+
+def test_a_machine_whose_python_lacks_what_is_imported_is_told_and_makes_no_initramfs(tmp_path: Path) -> None:
+    variables = environment(debian())
+    variables["PYTHONPATH"] = str(tmp_path)
+    done = install(installation(tmp_path / "stage"), tmp_path / "tree", variables)
+    assert done.returncode != 0 and "fatal: replug: python3 lacks zmq, msgpack or psutil" in done.stdout
+
+
+@pytest.mark.parametrize("script", [*sorted(DRACUT.iterdir()), *OPENRC], ids=lambda path: path.name)
+def test_every_script_is_syntax_of_its_shell(script: Path) -> None:
+    shell = "bash" if script.read_text().startswith("#!/bin/bash") else "sh"
+    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- OpenRC ----------------------------------------------------------------------------------------------------------
+_OPENRC = """\
+ebegin() { echo "ebegin $*"; }
+eend() { echo "eend $1"; return "$1"; }
+need() { echo "need $*"; }
+after() { echo "after $*"; }
+. "$1"
+"$2"
+"""
+
+
+def openrc(script: Path, function: str, tmp_path: Path, service: str = "", exit_status: int = 0) -> list[str]:
+    """What a function of the script says and executes, with a replug that tells its words and ends so."""
+    program = tmp_path / "replug"
+    program.write_text(f'#!/bin/sh\necho "replug $*"\nexit {exit_status}\n')
+    program.chmod(0o755)
+    copy = tmp_path / "script"
+    copy.write_text(script.read_text().replace("/usr/bin/replug", str(program)).replace("/etc/replug", str(tmp_path)))
+    variables = {"PATH": os.environ["PATH"], "RC_SVCNAME": service or script.name}
+    command = ["sh", "-uc", _OPENRC, "openrc-run", str(copy), function]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=20)
+    assert done.stderr == "" and done.returncode == exit_status, done.stderr
+    return done.stdout.splitlines()
+
+
+UP = {"replug-gadget": "gadget up --adopt", "replug-host": "host serve --background --adopt"}
+DOWN = {"replug-gadget": "gadget down --if-running", "replug-host": "host down --if-running"}
+
+
+@pytest.mark.parametrize("script", OPENRC, ids=lambda path: path.name)
+def test_openrc_starts_and_stops_a_side_by_commands_that_may_be_said_again(script: Path, tmp_path: Path) -> None:
+    assert openrc(script, "start", tmp_path)[1:] == [f"replug {UP[script.name]} --instance default", "eend 0"]
+    assert openrc(script, "stop", tmp_path)[1:] == [f"replug {DOWN[script.name]} --instance default", "eend 0"]
+    assert openrc(script, "stop", tmp_path, exit_status=3)[-1] == "eend 3", "a refused down is no success"
+
+
+@pytest.mark.parametrize("script", OPENRC, ids=lambda path: path.name)
+def test_a_link_to_an_openrc_script_is_another_instance_with_its_own_file(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "board.toml").write_text("")
+    said = openrc(script, "start", tmp_path, f"{script.name}.board")
+    assert said[1] == f"replug {UP[script.name]} --instance board --config {tmp_path}/board.toml"
+
+
+@pytest.mark.parametrize("script", OPENRC, ids=lambda path: path.name)
+def test_openrc_may_ask_for_the_status_of_a_side_that_is_down(script: Path, tmp_path: Path) -> None:
+    """openrc-run refuses what stands in extra_started_commands while the service is stopped."""
+    rules = (debian() / "lib/rc/sh/openrc-run.sh").read_text()
+    assert "for _cmd in $extra_started_commands" in rules and "as it has not been started" in rules
+    assert "extra_started_commands" not in script.read_text()
+    side = script.name.removeprefix("replug-")
+    assert openrc(script, "status", tmp_path, exit_status=5) == [f"replug status --side {side} --instance default"]
