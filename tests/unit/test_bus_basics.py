@@ -184,13 +184,23 @@ def test_descriptors_of_a_malformed_message_are_closed() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def beats_of(head_start_s: float, interval_s: float) -> list[float]:
+    """When, by the monotonic clock, a loop beat that began so much after now."""
+    loop, moments = Loop(), list[float]()
+
+    def beat() -> None:
+        moments.append(loop.now())
+        if len(moments) == 4:
+            loop.stop()
+
+    loop.after(head_start_s, lambda: loop.beat(interval_s, beat))
+    loop.run()
+    return moments
+
+
 def test_beats_of_all_loops_come_at_the_same_moments() -> None:
     """Whoever hears many beats is to be woken once for all of them (tests/chaos/test_idle.py counts)."""
-    interval_s, moments = 0.2, []
-    for head_start_s in (0.0, 0.07):
-        loop = Loop()
-        loop.after(head_start_s, lambda loop=loop: loop.beat(interval_s, lambda: moments.append(loop.now())))  # type: ignore[misc]
-        loop.after(head_start_s + 3 * interval_s, loop.stop)
-        loop.run()
-    assert len(moments) in (5, 6)
-    assert all(moment % interval_s < 0.1 for moment in moments)
+    interval_s = 0.2
+    for head_start_s in (0.03, 0.08, 0.13, 0.18):
+        # A busy machine makes some of them late, but never early, and not all of them.
+        assert min(moment % interval_s for moment in beats_of(head_start_s, interval_s)) < 0.04

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.vm.images import Image
@@ -47,6 +47,7 @@ def test_archive_gives_back_what_was_put_in(files: dict[str, bytes]) -> None:
     assert unpack(cpio(entries)) == {name: (0o100644, data) for name, data in files.items()}
 
 
+@settings(deadline=None)  # each example runs a shell
 @given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
 def test_command_keeps_its_words_and_its_environment(words: list[str], value: str) -> None:
     # printf repeats its format for each word; the NUL tells them apart
