@@ -34,6 +34,7 @@ class Bio:
     sectors: int
     data: bytes
     ended: Callable[[int, bytes], None]
+    flags: int = 0  # IoFlag
     done: bool = False
     issued: int = 0
 
@@ -246,7 +247,7 @@ class QueueDevice:
     def requests(self) -> Iterator[tuple[int, int, int, int, int]]:
         while self._arrived:
             number, bio = self._arrived.popleft()
-            yield number, int(bio.op), bio.sector, bio.sectors, 0
+            yield number, int(bio.op), bio.sector, bio.sectors, bio.flags
 
     def commit(self, tag: int, result: int) -> None:
         self._commits.append((tag, result))

@@ -146,6 +146,16 @@ def flush_not_done() -> Any:
     return patch.object(host.usb.core.UsbCore, "_ready", ready)
 
 
+def fua_forgotten() -> Any:
+    """A source answers a FUA write that is not on stable storage (invariant 1)."""
+    original = host.source.core.SourceCore.requests
+
+    def requests(self: Any, body: Any) -> Any:
+        return original(self, [[*item[:5], 0] for item in body])
+
+    return patch.object(host.source.core.SourceCore, "requests", requests)
+
+
 def write_answered_early() -> Any:
     """A source answers writes when they begin: a FLUSH overtakes them, a kill loses them (invariant 1)."""
     original = host.source.core.SourceCore.requests
@@ -218,9 +228,9 @@ def tag_is_identity() -> Any:
     """A queue's request is known by its tag, and an orphan's answer is told to the successor (identity, section 2)."""
     original = QueueCore.take
 
-    def take(self: Any, tag: int, op: Any, start_sector: int, sectors: int) -> Any:
+    def take(self: Any, tag: int, *rest: Any) -> Any:
         self._next = tag + 1
-        return original(self, tag, op, start_sector, sectors)
+        return original(self, tag, *rest)
 
     return _both(
         patch.object(QueueCore, "take", take),
@@ -261,9 +271,7 @@ def arena_reused() -> Any:
             return SimArena(old[0], generation)
         return arena
 
-    return _both(
-        patch.object(SimArena, "create", create), patch.object(gadget.usb.core._Export, "fenced", lambda self: False)
-    )
+    return patch.object(SimArena, "create", create)
 
 
 def space_not_given_back() -> Any:
@@ -299,6 +307,7 @@ MUTATIONS: list[Mutation] = [
     addressee_ignored,
     space_given_back_early,
     flush_not_done,
+    fua_forgotten,
     write_answered_early,
     completes_before_filled,
     writes_done_at_once,

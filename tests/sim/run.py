@@ -295,7 +295,7 @@ class Run:
                 for side, role in list(self.wanted):
                     self._again(side, role)
                 disks = {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
-                workload = Workload(self.world, self.driver, self.checker, disks, 4)
+                workload = Workload(self.world, self.driver, self.checker, disks, 4, zeroes_refused=self.v0)
                 if self.world.random.random() < 0.7:  # else the faults begin while all is starting
                     self._until(lambda: workload.completed >= self._requests, REST_S, "the first requests", workload)
                 faults = Faults(self, self._faults, 0.04, workload.stir)

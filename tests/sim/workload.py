@@ -1,8 +1,13 @@
-"""Users of the two block devices: a few at a time, each with one request outstanding, reading what they may."""
+"""Users of the two block devices: a few at a time, each with one request outstanding, reading what they may.
 
+One write in five is FUA: when it has ended it must be on stable storage. A WRITE_ZEROES that a v0 host cannot be told
+is EOPNOTSUPP, and is then written as zeroes, as the block layer does (blkdev_issue_zeroout).
+"""
+
+import errno
 from collections.abc import Callable
 
-from gadget.ublk.abi import BlockOp, DeviceState
+from gadget.ublk.abi import BlockOp, DeviceState, IoFlag
 from tests.sim.checker import BLOCK, Checker, content
 from tests.sim.model_source import Disk
 from tests.sim.model_ublk import Bio, Driver
@@ -12,7 +17,16 @@ from tests.sim.world import World
 class Workload:
     """`users` for each export; they go on until told to `stop`."""
 
-    def __init__(self, world: World, driver: Driver, checker: Checker, disks: dict[int, Disk], users: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        driver: Driver,
+        checker: Checker,
+        disks: dict[int, Disk],
+        users: int,
+        zeroes_refused: bool,  # the host speaks v0
+    ) -> None:
+        self._zeroes_refused = zeroes_refused
         self._world, self._driver, self._checker = world, driver, checker
         self._disks = disks  # by export id
         self._exports = {n: len(disk.bytes) // BLOCK for n, disk in disks.items()}  # their blocks
@@ -52,8 +66,11 @@ class Workload:
         random = self._world.random
         blocks = random.choice((1, 1, 2, 4, 8))
         lba = random.randrange(self._exports[export_id] - blocks + 1)
-        op = random.choices((BlockOp.WRITE, BlockOp.READ, BlockOp.FLUSH, BlockOp.DISCARD), (50, 40, 6, 4))[0]
-        self.request(number, export_id, op, lba, blocks, lambda: self._pause(export_id))
+        op = random.choices(
+            (BlockOp.WRITE, BlockOp.READ, BlockOp.FLUSH, BlockOp.DISCARD, BlockOp.WRITE_ZEROES), (48, 40, 5, 4, 3)
+        )[0]
+        fua = op is BlockOp.WRITE and random.random() < 0.2
+        self.request(number, export_id, op, lba, blocks, lambda: self._pause(export_id), fua)
 
     def _pause(self, export_id: int) -> None:
         most = 100e-3 if self._world.random.random() < 0.1 else 2e-3
@@ -62,20 +79,31 @@ class Workload:
         self._world.soon(lambda: self._next(export_id), 1e-5, most)
 
     def request(
-        self, number: int, export_id: int, op: BlockOp, lba: int, blocks: int, then: Callable[[], None]
+        self,
+        number: int,
+        export_id: int,
+        op: BlockOp,
+        lba: int,
+        blocks: int,
+        then: Callable[[], None],
+        fua: bool = False,
     ) -> None:
         checker, world = self._checker, self._world
         began, data, written = world.now, b"", []
-        if op in (BlockOp.WRITE, BlockOp.DISCARD):
+        if op in (BlockOp.WRITE, BlockOp.DISCARD, BlockOp.WRITE_ZEROES):
             version = checker.new_version() if op is BlockOp.WRITE else 0
             written = [checker.write_begins(export_id, n, version) for n in range(lba, lba + blocks)]
             if op is BlockOp.WRITE:
                 data = b"".join(content(export_id, n, version) for n in range(lba, lba + blocks))
         self.outstanding += 1
-        name = f"{op.name} {export_id}:{lba}+{blocks}"
+        name = f"{op.name}{' FUA' if fua else ''} {export_id}:{lba}+{blocks}"
         world.say(f"user: {name}{f' version {version}' if written else ''}")
 
         def ended(result: int, got: bytes) -> None:
+            if op is BlockOp.WRITE_ZEROES and result == -errno.EOPNOTSUPP and self._zeroes_refused:
+                world.counts["zeroes written instead"] += 1
+                self._driver.submit(number, Bio(BlockOp.WRITE, lba, blocks, bytes(blocks * BLOCK), ended))
+                return
             self.outstanding -= 1
             self.completed += 1
             world.say(f"user: {name} ended with {result}")
@@ -84,11 +112,12 @@ class Workload:
                 return
             for item in written:
                 item.ended = world.now
+            if fua:
+                world.counts["bio FUA"] += 1
+                self._durable(export_id, range(lba, lba + blocks), world.now + 1e-9, "what a crash leaves after FUA")
             if op is BlockOp.FLUSH:
-                durable = self._disks[export_id].durable
-                for index in range(self._exports[export_id]):
-                    piece = durable[index * BLOCK : (index + 1) * BLOCK]
-                    checker.read_ended(export_id, index, began, piece, "what a crash leaves after a FLUSH")
+                whole = range(self._exports[export_id])
+                self._durable(export_id, whole, began, "what a crash leaves after a FLUSH")
             if op is BlockOp.READ:
                 for index in range(blocks):
                     piece = got[index * BLOCK : (index + 1) * BLOCK]
@@ -97,7 +126,13 @@ class Workload:
 
         if op is BlockOp.FLUSH:
             lba, blocks = 0, 0
-        self._driver.submit(number, Bio(op, lba, blocks, data, ended))
+        self._driver.submit(number, Bio(op, lba, blocks, data, ended, int(IoFlag.FUA) if fua else 0))
+
+    def _durable(self, export_id: int, lbas: range, since: float, what: str) -> None:
+        """Judge what a crash of the host would leave now as reads that began at `since`."""
+        durable = self._disks[export_id].durable
+        for lba in lbas:
+            self._checker.read_ended(export_id, lba, since, durable[lba * BLOCK : (lba + 1) * BLOCK], what)
 
     def read_all(self) -> None:
         """The last look: every block, one after the other."""
