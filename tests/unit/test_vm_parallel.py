@@ -4,18 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.vm.parallel import (
-    ONE_FAILURE,
-    Counts,
-    count,
-    files_of,
-    missing_here,
-    pytest_command,
-    read_durations,
-    read_junit,
-    separate,
-    split,
-)
+from tools.vm.counts import Counts, count, failures, one_failure, read_durations, read_junit
+from tools.vm.parallel import files_of, missing_here, pytest_command, separate, split
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10">
 <testcase classname="tests.e2e.test_a" name="one" time="1.5"/>
@@ -65,8 +55,23 @@ def test_missing_cut_or_empty_results_count_as_failures(tmp_path: Path) -> None:
 
 def test_directory_of_results_is_summed_with_what_dead_guests_left(tmp_path: Path) -> None:
     (tmp_path / "junit-1.xml").write_text(JUNIT)
-    (tmp_path / "junit-2.xml").write_text(ONE_FAILURE)
+    (tmp_path / "junit-2.xml").write_text(one_failure("no results"))
     assert count([tmp_path]) == Counts(4, 4, 3)
+
+
+def test_every_failure_is_told_with_its_reason_and_none_without_end(tmp_path: Path) -> None:
+    case = '<testcase classname="tests.e2e.test_a" name="{}"><failure message="{}"/></testcase>'
+    cases = case.format("one", "AssertionError: " + "x" * 500) + case.format("two", "&lt;b&gt;\nsecond line")
+    (tmp_path / "junit-1.xml").write_text(f'<testsuite tests="2" failures="2">{cases}</testsuite>')
+    (tmp_path / "junit-2.xml").write_text(one_failure('guest 2 ended with "125"'))
+    (tmp_path / "junit-3.xml").write_text(JUNIT[:100])
+    one, two, guest, cut = failures([tmp_path])
+    assert one.startswith("tests.e2e.test_a::one: AssertionError: xxx") and len(one) < 300
+    assert two == "tests.e2e.test_a::two: <b> second line"
+    assert guest == 'guest::the guest: guest 2 ended with "125"'
+    assert cut.startswith("junit-3.xml: no results, or cut short")
+    (tmp_path / "junit-4.xml").write_text(f'<testsuite tests="50" failures="50">{cases * 25}</testsuite>')
+    assert len(failures([tmp_path])) == 21 and failures([tmp_path])[-1] == "and 34 more"
 
 
 @pytest.mark.parametrize(

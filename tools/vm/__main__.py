@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tools.vm import parallel
+from tools.vm import counts, parallel
 from tools.vm.accel import Accel, choose
 from tools.vm.guest import Ended, Machine, Result, Sink, run
 from tools.vm.images import Lacking, cache_directory, ensure_image
@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     many.add_argument("--results", type=Path, metavar="DIR", help="keep junit files and consoles there")
     many.add_argument("--direct", action="store_true", default=os.environ.get("REPLUG_E2E_DIRECT") == "1",
                       help="on this machine itself, on dummy controllers only")  # fmt: skip
-    count = actions.add_parser("count", help="one line of counts over junit files and directories of them")
+    count = actions.add_parser("count", help="counts over junit files and directories of them, and what failed")
     count.add_argument("junit", nargs="+", type=Path)
     setup = actions.add_parser("setup", help="fetch the kernel and probe this machine")
     setup.add_argument("--refresh", action="store_true", help="take the newest kernel even if one is there")
@@ -171,20 +171,22 @@ def _precompile() -> None:
 
 def _pytest(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.direct:
-        counts = parallel.directly(arguments, ROOT)
+        total = parallel.directly(arguments, ROOT)
     else:
         cache = cache_directory()
         # once, before the guests start side by side: fetching and probing
         choose(Accel(options.accel), cache, ensure_image(cache, say), say)
-        counts = parallel.in_guests(arguments, options.jobs, options.results, _again(options), cache, ROOT)
-    print(counts)
-    return counts.exit_code
+        total = parallel.in_guests(arguments, options.jobs, options.results, _again(options), cache, ROOT)
+    print(total)
+    return total.exit_code
 
 
 def _count(options: argparse.Namespace, _rest: list[str]) -> int:
-    counts = parallel.count(options.junit)
-    print(counts)
-    return counts.exit_code
+    for line in counts.failures(options.junit):
+        print(f"FAILED {line}")
+    total = counts.count(options.junit)
+    print(total)
+    return total.exit_code
 
 
 def _again(options: argparse.Namespace) -> list[str]:

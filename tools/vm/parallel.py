@@ -16,9 +16,9 @@ import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from tools.vm.counts import Counts, count, one_failure, read_durations
 from tools.vm.images import Lacking
 
 DEFAULT_TESTS = "tests/e2e"
@@ -34,29 +34,6 @@ GUEST_OPTIONS = (
 
 PYTEST_EXITS = (0, 1, 5)
 """All passed, some failed, none collected: a junit file tells these in full. Others are failures too."""
-
-ONE_FAILURE = '<testsuite name="guest" tests="1" failures="1" errors="0" skipped="0"/>\n'
-"""Left in the place of results that a dead guest did not leave, so that whoever counts later counts it."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many tests did what. An error in set-up or collection, or a dead guest, counts as failed."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
-
-    def __str__(self) -> str:
-        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
-
-    @property
-    def exit_code(self) -> int:
-        """0 only if something ran and nothing failed."""
-        return 0 if self.passed and not self.failed else 1
 
 
 def separate(arguments: Sequence[str], here: Path) -> tuple[list[str], list[str]]:
@@ -86,40 +63,6 @@ def split(files: Iterable[str], weights: Mapping[str, float], jobs: int) -> list
         shares[lightest].append(file)
         loads[lightest] += weights.get(file, 1.0)
     return [share for share in shares if share]
-
-
-def read_junit(text: str) -> Counts:
-    """The counts of one junit file. Raises ElementTree.ParseError if it was cut short."""
-    counts = Counts()
-    for suite in ElementTree.fromstring(text).iter("testsuite"):
-        tests, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
-        failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
-        # a test that passes and then errors in tear-down is counted twice by pytest: never below zero
-        counts += Counts(max(0, tests - failed - skipped), failed, skipped)
-    return counts
-
-
-def count(places: Iterable[Path]) -> Counts:
-    """The sum over junit files and directories of them; one that is missing or cut short is a failure."""
-    counts = Counts()
-    for place in places:
-        files = sorted(place.glob("*.xml")) if place.is_dir() else [place]
-        for file in files:
-            try:
-                counts += read_junit(file.read_text())
-            except (FileNotFoundError, ElementTree.ParseError):
-                counts += Counts(failed=1)
-        counts += Counts(failed=int(not files))
-    return counts
-
-
-def read_durations(text: str) -> dict[str, float]:
-    """Seconds for each test module (dotted name) of one junit file."""
-    seconds: dict[str, float] = {}
-    for case in ElementTree.fromstring(text).iter("testcase"):
-        module = case.attrib.get("classname", "")
-        seconds[module] = seconds.get(module, 0.0) + float(case.attrib.get("time", 0))
-    return seconds
 
 
 def in_guests(
@@ -177,11 +120,9 @@ class Lane:
         self._reader.join()
         counts = count([self.junit])
         if not self.junit.exists():
-            self._print(f"no results: the guest ended with exit status {exit_code}")
-            self.junit.write_text(ONE_FAILURE)
+            self._failed(self.junit, f"no results: guest {self.number} ended with exit status {exit_code}")
         elif exit_code not in PYTEST_EXITS:
-            self._print(f"the guest ended with exit status {exit_code}")
-            self.junit.with_suffix(".exit.xml").write_text(ONE_FAILURE)
+            self._failed(self.junit.with_suffix(".exit.xml"), f"guest {self.number} ended with exit status {exit_code}")
             counts += Counts(failed=1)
         return counts
 
@@ -194,6 +135,10 @@ class Lane:
     def _pass_on(self, output: Iterable[bytes]) -> None:
         for line in output:
             self._print(line.decode(errors="replace").rstrip("\n"))
+
+    def _failed(self, junit: Path, reason: str) -> None:
+        self._print(reason)
+        junit.write_text(one_failure(reason))
 
     def _print(self, line: str) -> None:
         with self._printing:
