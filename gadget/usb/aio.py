@@ -4,7 +4,7 @@ FunctionFS tells every error of an endpoint as the *completion* of the transfer,
 that was opened O_NONBLOCK completes with -EAGAIN at once. io_submit itself only refuses what is malformed.
 
 io_uring is not used here: its requests on endpoint files cannot be cancelled, so a killed process would linger;
-libaio's are cancelled before the process is dead (exit_aio), so a successor may trust its predecessor's pidfd.
+libaio's are cancelled when the last process that uses the submitter's memory ends (exit_aio).
 ABI: linux/aio_abi.h.
 """
 
@@ -95,6 +95,15 @@ class AioContext:
         self._free.pop()
         self.writes += command is not Command.PREAD
         return number
+
+    def cancel(self, number: int) -> None:
+        """Take a transfer back: it completes with -ECONNRESET, unless it has ended already or ends just now."""
+        result = (ctypes.c_uint8 * _EVENT.size)()
+        try:
+            syscall("io_cancel", self._context, ctypes.addressof(self._iocbs[number]), ctypes.addressof(result))
+        except OSError as error:  # EINPROGRESS: done, and the completion follows; EINVAL: nothing to take back
+            if error.errno not in (errno.EINPROGRESS, errno.EINVAL):
+                raise
 
     def completions(self) -> list[tuple[int, int]]:
         """(number, result) of each transfer that has ended, in the order of their ends. Never waits.

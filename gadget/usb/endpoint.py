@@ -88,13 +88,16 @@ class Endpoint:
         return self._submitted.pop(number, None)
 
     def halt(self) -> None:
-        """Halt an IN endpoint: the host's transfers fail with EPIPE until it clears the halt (v1 resynchronisation).
+        """Halt it: the host's transfers fail with EPIPE until it clears the halt (v1 resynchronisation).
 
-        Raises BlockingIOError (EAGAIN) if the link is down, or if transfers are still queued in the kernel: only a
-        fresh owner that has queued nothing can count on it. ESHUTDOWN if the link went down meanwhile.
+        Raises BlockingIOError (EAGAIN) if the link is down, or, of an IN endpoint, if transfers are still queued in the
+        kernel: only a fresh owner that has queued nothing can count on it. ESHUTDOWN if the link went down meanwhile.
         """
-        try:
-            os.read(self.fd, 1)  # the wrong direction is FunctionFS's way of saying halt
+        try:  # the wrong direction is FunctionFS's way of saying halt
+            if self._command is Command.PREAD:
+                os.write(self.fd, b"!")
+            else:
+                os.read(self.fd, 1)
         except OSError as error:
             if error.errno != errno.EBADMSG:
                 raise

@@ -6,6 +6,7 @@ handshake's. Here are the arenas of the queues, and the lanes.
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,19 +14,20 @@ from bus.arena import Arena
 from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.keeping import Keeping
-from bus.role import Role
+from bus.role import Birth, Role
 from bus.runtime import Runtime
 from common import follow, limits, trace
 from common.errors import Gone, WireError
 from common.refusals import Refusals
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
-from gadget.usb import kept, udc
+from gadget.usb import kept, mm_hold, udc
 from gadget.usb.core import Action, Copy, Done, Fill, Pending, Release, UsbCore
 from gadget.usb.handshake import Configured, Handshake
 from gadget.usb.kept import Peer
 from gadget.usb.link import Event, Link, Step
-from gadget.usb.transport import Setup, Transport, tree_of
+from gadget.usb.mm_hold import Hold
+from gadget.usb.transport import Setup, Transport, remove, tree_of
 
 _LINK_NAME = {Link.ABSENT: "absent", Link.HANDSHAKE: "absent", Link.ONLINE: "online", Link.PARKED: "parked"}
 
@@ -45,12 +47,16 @@ class Usb:
         self._since = datetime.now(UTC)
         role.status = self._status
         tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
-        self._transport = Transport(role.loop, role.log, tree, self, role.birth.fds)
+        self._transport = Transport(role.loop, role.log, tree, self, role.birth.fds, self._holds)
         self._keeping = Keeping(role, kept.names(), self._transport.fds())
         self._queues = role.serve("data", self._queue_arrived, self._from_queue)
         self._session = role.serve("session", self._session_arrived, self._from_session)
         role.loop.before_wait(self._flush)
         role.loop.every(limits.LINK_SILENCE_S / 3, self._listen)
+
+    def _holds(self, adopted: bool) -> Sequence[Hold]:
+        look = mm_hold.left if adopted else mm_hold.found
+        return look(self._role.runtime, self._role.name, self._role.generation)
 
     # -- the link (called by the transport) ----------------------------------------------------------------------
     def enabled(self) -> None:
@@ -288,10 +294,15 @@ class Usb:
         }
 
 
+def prepare(birth: Birth) -> Birth:
+    """Before we have a thread or a descriptor of our own: see that our death does not end our memory."""
+    return replace(birth, fds=mm_hold.hold(birth.runtime, birth.role, birth.generation, birth.fds))
+
+
 def start(role: Role) -> None:
     Usb(role)
 
 
 def retire(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
     """Take the gadget away: unbind, unmount, remove the configfs tree."""
-    tree_of(runtime, args).remove()
+    remove(tree_of(runtime, args), mm_hold.found(runtime, role))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import select
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from bus.loop import Loop, Timer
@@ -19,13 +20,14 @@ from bus.runtime import Runtime
 from common import limits, trace
 from common.errors import Gone, WireError
 from common.log import Log
-from gadget.usb import kept, udc
+from gadget.usb import kept, predecessor, udc
 from gadget.usb.aio import WRITES_BEFORE_WRAP, AioContext, Command
 from gadget.usb.configfs import GadgetTree
 from gadget.usb.core import Pending, Send
 from gadget.usb.endpoint import DEEP, Endpoint, open_file
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
 from gadget.usb.kept import Peer, PeerNote
+from gadget.usb.mm_hold import Hold
 from gadget.usb.plane import BrokenLink, Endpoints, Plane, Receiver
 from gadget.usb.plane_v0 import PlaneV0
 from gadget.usb.plane_v1 import PlaneV1
@@ -76,10 +78,29 @@ def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> Gad
     )
 
 
-class Transport:
-    """Owns the tree, ep0 and ep1..ep4. `fds`: what the predecessor left in the store; empty at a first start."""
+def remove(tree: GadgetTree, holds: Sequence[Hold]) -> None:
+    """Take the gadget away, with what a dead owner of it left. Raises Gone or OSError if the kernel keeps a part."""
+    tree.unbind()  # ends every transfer, and waits until nothing is being copied any more
+    for each in holds:
+        each.end()
+    tree.remove()
 
-    def __init__(self, loop: Loop, log: Log, tree: GadgetTree, handler: Handler, fds: dict[str, int]) -> None:
+
+class Transport:
+    """Owns the tree, ep0 and ep1..ep4. `fds`: what the predecessor left in the store; empty at a first start.
+
+    `holds`: who holds the memory of predecessors, and so their transfers.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        tree: GadgetTree,
+        handler: Handler,
+        fds: dict[str, int],
+        holds: Callable[[bool], Sequence[Hold]] = lambda adopted: (),
+    ) -> None:
         self._loop, self._log, self._tree, self._handler = loop, log, tree, handler
         self._enabled, self._doubtful = False, False
         self._disowned = 0
@@ -90,7 +111,7 @@ class Transport:
             self._ep0, self._note = Ep0(fds["ep0"]), kept.peer_of(fds)
             self._ep0.abandon()
         else:
-            fds = self._make()
+            fds = self._make(holds(False))
         self._aio = AioContext(4 * DEEP + limits.MESSAGE_READS)
         endpoints = [
             Endpoint(name, fds[name], command, self._aio)
@@ -103,14 +124,16 @@ class Transport:
         }
         self._peer = Peer.NONE
         self._left_by = self._note.read() if self._adopted else Peer.NONE
-        if self._left_by is Peer.V1:
-            self._halt()
+        self._early: list[FfsEvent] = []  # read before `bind`
+        self._rebind = False
+        if self._adopted:
+            self._succeed(holds(True))
         self._unread = select.poll()
         self._unread.register(self._ep0.fd, select.POLLIN)
         loop.watch(self._aio.eventfd, self._transfers)
 
-    def _make(self) -> dict[str, int]:
-        self._tree.remove()
+    def _make(self, holds: Sequence[Hold]) -> dict[str, int]:
+        remove(self._tree, holds)
         self._tree.create()
         place = self._tree.mount_point
         self._ep0, self._note = Ep0.open(place), PeerNote.fresh()
@@ -126,6 +149,9 @@ class Transport:
         self._loop.watch(self._ep0.fd, self._events)
         if not self._adopted:
             return self._tree.bind()
+        self._happened(self._early)
+        if self._rebind and self._left_by is not Peer.V0:
+            self._tree.bind()
         trace.point("usb.taking_over")
         state = udc.state(self._tree.udc)
         self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {self._left_by.name}")
@@ -133,6 +159,15 @@ class Transport:
             self.reenumerate()
         elif self._left_by is Peer.NONE and state in ("configured", "suspended"):
             self._begin()  # nobody has moved data: the host may go on where it is
+
+    def _succeed(self, holds: Sequence[Hold]) -> None:
+        """End what the predecessor had under way; then a v1 host has to be told, if it has not noticed by itself."""
+        if holds:
+            self._rebind = not predecessor.end(holds, self._tree, self._endpoints.payloads_out, self._left_by)
+            self._early = self._ep0.events()
+        noticed = any(event.type is EventType.ENABLE for event in self._early)
+        if self._left_by is Peer.V1 and not noticed:
+            self._halt()
 
     def _halt(self) -> None:
         """Tell a v1 host that it has to set its interface anew. Nothing of us or our predecessor is queued now.
@@ -166,8 +201,11 @@ class Transport:
         return udc.speed(self._tree.udc)
 
     def _events(self) -> None:
+        self._happened(self._ep0.events())
+
+    def _happened(self, events: Sequence[FfsEvent]) -> None:
         doubtful, self._doubtful = self._doubtful, False
-        for event in self._ep0.events():
+        for event in events:
             if event.type is EventType.ENABLE:
                 self._lose("enabled anew")
                 self._begin()

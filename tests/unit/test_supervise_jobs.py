@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import pytest
+
+from common.errors import WireError
 from tools.supervise.jobs import Job, Jobs
 from tools.supervise.plan import RoleSpec
 
@@ -74,3 +77,11 @@ def test_job_that_is_ordered_when_no_spawner_is_there_is_ordered_again_by_the_ne
     bench.run(7, None)
     bench.jobs.order_again()
     assert bench.ordered[-1] == bench.ordered[-2]
+
+
+@pytest.mark.parametrize("function", ["prepare", "start", "retire", "two words", 7])
+def test_what_is_part_of_a_roles_life_or_no_name_is_no_job(function: object) -> None:
+    bench = Bench()
+    with pytest.raises(WireError, match="is not a job"):
+        bench.jobs.ask(SPEC, function)
+    assert bench.ordered == []

@@ -146,7 +146,7 @@ def _see_nothing_left() -> None:
     left = [str(p) for p in (*Path("/dev").glob("ublk[bc]*"), *Path("/run/replug").glob("*"))]
     left += [str(p) for p in Path("/sys/kernel/config/usb_gadget").glob("*")]
     left += [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " functionfs " in line]
-    left += [p.read_text().strip() for p in Path("/proc").glob("[0-9]*/comm") if _comm(p).startswith("replug:")]
+    left += [name for p in Path("/proc").glob("[0-9]*/comm") if (name := _comm(p)).startswith(("replug:", "ffs-mm"))]
     if left:
         raise DemoFailed(f"left behind after down: {', '.join(left)}")
     tell("step", text="nothing left: no device, no gadget, no mount, no process, no runtime directory")
@@ -154,7 +154,7 @@ def _see_nothing_left() -> None:
 
 def _comm(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text().strip()
     except OSError:
         return ""
 

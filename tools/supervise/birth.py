@@ -15,7 +15,7 @@ from tools.supervise import process
 from tools.supervise.jobs import reason_name
 from tools.supervise.plan import RoleSpec
 
-START, RETIRE = "start", "retire"
+START, RETIRE, PREPARE = "start", "retire", "prepare"
 
 
 def be_role(
@@ -30,6 +30,8 @@ def be_role(
         module = importlib.import_module(spec.entry)  # imported long ago, unless the plan did not know of it
         if function == START:
             birth = Birth(runtime, spec.role, generation, spec.args, kept, urgent)
+            if prepare := getattr(module, PREPARE, None):
+                birth = prepare(birth)
             live(birth, with_metrics(module.start) if spec.role == SESSION else module.start)
         if function == RETIRE:
             take_name(runtime, spec.role, generation)  # for as long as we live: no role of this name meanwhile

@@ -15,7 +15,7 @@ from tools.supervise.plan import RoleSpec
 
 _FIRST_SERIAL = 1 << 32  # apart from the core's, which count from 1
 MAX_JOBS = 64
-_NOT_JOBS = ("start", "retire")
+_NOT_JOBS = ("prepare", "start", "retire")
 
 
 @dataclass
