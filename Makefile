@@ -19,8 +19,8 @@ help: ## this text
 setup: .setup/system $(VENV)/.ready .setup/guest ## install what is missing, build .venv, fetch the guest's kernel
 	@:
 
-demo: setup ## the whole thing on a real kernel: cable pulls, kill -9, and every byte checked
-	@timeout --foreground -k 20 900 $(VENV)/bin/replug demo
+demo: setup $(if $(ARCH),.setup/system-$(ARCH)) ## the whole thing on a real kernel: cable pulls, kill -9, every byte checked (ARCH=arm64)
+	@timeout --foreground -k 20 1500 $(VENV)/bin/replug demo $(if $(ARCH),--arch $(ARCH) --timeout 1200)
 
 test: setup lint ## lint, unit tests here, e2e tests in guests, and one count over all
 	@rm -rf $(RESULTS)/unit.xml $(RESULTS)/e2e; mkdir -p $(RESULTS); \
@@ -114,6 +114,10 @@ clean: ## remove what set-up and tests made here (the guest's kernel stays in it
 .setup/system: tools/setup.sh
 	@mkdir -p .setup
 	@tools/setup.sh $(PYTHON)
+	@touch $@
+
+.setup/system-%: tools/setup.sh .setup/system
+	@ARCH=$* tools/setup.sh $(PYTHON)
 	@touch $@
 
 $(VENV)/.ready: requirements.lock pyproject.toml | .setup/system

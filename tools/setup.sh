@@ -26,6 +26,7 @@ need tshark command -v tshark
 need rpm command -v rpmbuild
 need procps command -v ps
 need libusb-1.0-0 has_libusb
+[ "${ARCH:-}" != arm64 ] || need qemu-system-arm command -v qemu-system-aarch64
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null; then

@@ -14,6 +14,7 @@ import pytest
 
 from bus.runtime import Runtime, Side, living
 from common import limits
+from gadget.usb import mm_hold
 from tests.e2e.v0_host import enumerated
 from tools.demo import faults, inside
 from tools.supervise.launch import all_living, await_deaths
@@ -70,6 +71,7 @@ def test_a_kill_of_the_gadgets_usb_leaves_the_usb_device_where_it_is(bench: insi
     for _ in range(3):
         inside.strike(load, faults.kill_all([(G, "usb")]))
         assert (place / "devnum").read_text() == before
+    assert len(mm_hold.left(Runtime(G), "usb")) == 1, "those that held a dead usb's memory are still there"
 
 
 def whole_side(side: Side, again: list[str]) -> faults.Fault:

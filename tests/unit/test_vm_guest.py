@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tools.vm.__main__ import main, parse
 from tools.vm.accel import Accel, choose, remembered
-from tools.vm.guest import EMULATED, VIRTUALISED, Control, Machine, Stream, qemu_command
+from tools.vm.arch import VIRTUALISED, Arch, emulated
+from tools.vm.guest import Control, Machine, Stream, qemu_command
 from tools.vm.images import Image
 from tools.vm.initrd import Job
 
@@ -58,11 +59,27 @@ def test_control_tells_readiness_exit_status_and_kernel_log() -> None:
 def test_the_machines_files_are_read_only_and_shares_are_not() -> None:
     image = Image(Path("/cache"), "6.12.0", {})
     fds = {"out": 3, "err": 4, "control": 5}
-    words = qemu_command(image, Job(["true"], shares=["/a,b"]), Machine(EMULATED), Path("/t"), fds)
+    words = qemu_command(image, Job(["true"], shares=["/a,b"]), Machine(emulated(Arch.AMD64)), Path("/t"), fds)
     root, share = (word for word in words if word.startswith("local,"))
     assert root.endswith("path=/,mount_tag=root,readonly=on")
     assert share.endswith("path=/a,,b,mount_tag=share0")
     assert "-no-reboot" in words and "panic=-1" in words[words.index("-append") + 1]
+
+
+def test_a_guest_of_another_architecture_has_its_own_machine_console_and_root() -> None:
+    image = Image(Path("/cache"), "6.12.0", {}, Arch.ARM64)
+    machine = Machine(emulated(Arch.ARM64), root="/cache/root")
+    words = qemu_command(image, Job(["true"]), machine, Path("/t"), {"out": 3, "err": 4, "control": 5})
+    assert words[:3] == ["qemu-system-aarch64", "-M", "virt"]
+    assert words[words.index("-append") + 1].startswith("console=ttyAMA0 ")
+    [root] = (word for word in words if word.startswith("local,"))
+    assert root.endswith("path=/cache/root,mount_tag=root,readonly=on")
+
+
+def test_a_foreign_architecture_is_emulated_whatever_was_asked_for(tmp_path: Path) -> None:
+    image = Image(tmp_path, "6.12.0", {}, next(arch for arch in Arch if arch.foreign))
+    for asked in Accel:
+        assert choose(asked, tmp_path, image, print)[:2] == ("-accel", "tcg,thread=multi,tb-size=512")
 
 
 def test_probe_of_another_boot_or_a_broken_note_is_no_answer(tmp_path: Path) -> None:
@@ -77,7 +94,7 @@ def test_probe_of_another_boot_or_a_broken_note_is_no_answer(tmp_path: Path) -> 
 
 def test_what_was_asked_for_is_not_probed(tmp_path: Path) -> None:
     image = Image(tmp_path, "6.12.0", {})
-    assert choose(Accel.TCG, tmp_path, image, print) == EMULATED
+    assert choose(Accel.TCG, tmp_path, image, print) == emulated(Arch.AMD64)
     assert choose(Accel.KVM, tmp_path, image, print) == VIRTUALISED
 
 

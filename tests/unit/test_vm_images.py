@@ -2,12 +2,16 @@
 
 import json
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from common.errors import Exit
 from tools.vm import images
+from tools.vm.apt import unpack
+from tools.vm.arch import Arch
+from tools.vm.foreign import ensure_root, pins
 from tools.vm.images import Lacking, depends, ensure_image, kernel_payload, load_order, module_name
 
 NEEDS = {
@@ -96,3 +100,55 @@ def test_cache_directory_is_told_by_the_environment(monkeypatch: pytest.MonkeyPa
     assert images.cache_directory() == Path("/var/cache/replug")
     monkeypatch.delenv("REPLUG_CACHE")
     assert images.cache_directory() == Path.home() / ".cache" / "replug"
+
+
+LOCK = """# pins
+msgpack==1.2.4 \\
+    --hash=sha256:aa
+mypy==2.4.1 \\
+    --hash=sha256:bb
+pyzmq==27.3.0 \\
+    --hash=sha256:cc \\
+    --hash=sha256:dd
+"""
+
+
+def test_a_foreign_root_gets_the_wheels_that_are_pinned_with_their_hashes_and_no_others() -> None:
+    [last, first] = pins(LOCK, ["pyzmq", "msgpack"]).split("\n\n")
+    assert last == "pyzmq==27.3.0 \\\n    --hash=sha256:cc \\\n    --hash=sha256:dd"
+    assert first == "msgpack==1.2.4 \\\n    --hash=sha256:aa\n"
+    with pytest.raises(Lacking, match=r"does not pin rich, psutil: run 'make lock'"):
+        pins(LOCK, ["rich", "msgpack", "psutil"])
+
+
+def test_a_foreign_root_needs_the_source_tree(tmp_path: Path) -> None:
+    with pytest.raises(Lacking, match=r"^--arch arm64: requirements.lock is not here"):
+        ensure_root(tmp_path, Arch.ARM64, tmp_path / "requirements.lock", print)
+
+
+def test_an_arm64_kernel_is_taken_as_it_is(tmp_path: Path) -> None:
+    kernel = b"MZ" + bytes(54) + b"ARM\x64" + bytes(100)
+    for path in ("boot/vmlinuz-6.12.0-arm64", "bin/busybox", "lib/modules/6.12.0-arm64/modules.builtin"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(kernel)
+    builtin = "".join(f"kernel/{name}.ko\n" for name in images.MODULES if name != "crc32c_intel")
+    (tmp_path / "lib/modules/6.12.0-arm64/modules.builtin").write_text(builtin)
+    (tmp_path / "made").mkdir()
+    images._make_entry(tmp_path, tmp_path / "made", Arch.ARM64)
+    assert (tmp_path / "made/vmlinux").read_bytes() == kernel
+
+
+def test_a_package_is_unpacked_through_the_links_of_its_root(tmp_path: Path) -> None:
+    (tmp_path / "root/usr/bin").mkdir(parents=True)
+    (tmp_path / "root/bin").symlink_to("usr/bin")
+    (tmp_path / "pack/DEBIAN").mkdir(parents=True)
+    (tmp_path / "pack/DEBIAN/control").write_text(
+        "Package: a\nVersion: 1\nArchitecture: arm64\nMaintainer: a <a@b>\nDescription: a\n"
+    )
+    (tmp_path / "pack/bin").mkdir()
+    (tmp_path / "pack/bin/a").write_text("here")
+    subprocess.run(["dpkg-deb", "-b", tmp_path / "pack", tmp_path / "a.deb"], check=True, stdout=subprocess.DEVNULL)
+    unpack(tmp_path / "a.deb", tmp_path / "root")
+    assert (tmp_path / "root/bin").is_symlink() and (tmp_path / "root/usr/bin/a").read_text() == "here"
+    with pytest.raises(Lacking, match="cannot be unpacked"):
+        unpack(tmp_path / "gone.deb", tmp_path / "root")

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import tools
 from common.errors import Exit, Refused
 from tools.demo import image
+from tools.vm import foreign
+from tools.vm.arch import Arch
 
 
 class Screen(Protocol):
@@ -62,8 +64,11 @@ class RichScreen:
         self._bar.stop()
 
 
-def show(direct: bool, timeout_s: int) -> int:
-    """Run it all; the last line printed is the verdict. Returns the exit status."""
+def show(direct: bool, timeout_s: int, arch: str | None = None) -> int:
+    """Run it all; the last line printed is the verdict. Returns the exit status.
+
+    `arch`: of the guest, by Debian's name; None for this machine's own.
+    """
     for program in ("mkfs.ext4", "dd", "e2fsck"):
         if shutil.which(program) is None:
             raise Refused(f"{program}: not found: install 'e2fsprogs' and 'coreutils'", Exit.LACKING)
@@ -77,26 +82,27 @@ def show(direct: bool, timeout_s: int) -> int:
             image.make_image(work / "rootfs.img", work / "content")
             image.make_scratch(work / "scratch.img")
             screen.line(f"rootfs.img: {files} files; scratch.img: {image.SCRATCH_BYTES >> 20} MiB for writes")
-            verdict, ok = _run(screen, work, direct, timeout_s)
+            verdict, ok = _run(screen, _command(work, direct, timeout_s, arch))
         finally:
             screen.close()
     print(verdict, flush=True)
     return Exit.DONE if ok else Exit.FAULT
 
 
-def _command(work: Path, direct: bool, timeout_s: int) -> list[str]:
+def _command(work: Path, direct: bool, timeout_s: int, arch: str | None) -> list[str]:
     root = Path(tools.__file__).parents[1]  # an installed replug's modules lie where nobody else finds them
-    inside = ["/usr/bin/env", f"PYTHONPATH={root}", sys.executable, "-m", "tools.demo.inside", str(work)]
+    script = ["-m", "tools.demo.inside", str(work)]
+    inside = ["/usr/bin/env", f"PYTHONPATH={root}", sys.executable, *script]
     if direct:
         return inside
     guest = [sys.executable, "-m", "tools.vm", "run", "--timeout", str(timeout_s), "--share", str(work)]
-    return [*guest, "--", *inside]
+    if arch is None or not Arch(arch).foreign:
+        return [*guest, "--", *inside]
+    return [*guest, "--arch", arch, "--", foreign.PYTHON, *script]
 
 
-def _run(screen: Screen, work: Path, direct: bool, timeout_s: int) -> tuple[str, bool]:
-    process = subprocess.Popen(
-        _command(work, direct, timeout_s), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
+def _run(screen: Screen, command: list[str]) -> tuple[str, bool]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     verdict, ok = "", False
     try:
         assert process.stdout is not None

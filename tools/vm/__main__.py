@@ -17,6 +17,8 @@ from types import FrameType
 
 from tools.vm import counts, parallel
 from tools.vm.accel import Accel, choose
+from tools.vm.arch import Arch
+from tools.vm.foreign import ensure_root
 from tools.vm.guest import Ended, Machine, Result, Sink, run
 from tools.vm.images import Lacking, cache_directory, ensure_image
 from tools.vm.initrd import Job, Speed
@@ -60,13 +62,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     actions = parser.add_subparsers(dest="action", required=True)
     one = actions.add_parser("run", help="one command: replug vm run [OPTIONS] -- COMMAND...")
     _machine_options(one, RUN_LIMIT_S)
+    one.add_argument("--arch", choices=[arch.value for arch in Arch], default=Arch.here().value,
+                     help="arm64: a root of Debian packages of its own, with replug in it")  # fmt: skip
     one.add_argument("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
     one.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
     one.add_argument("--console", type=Path, metavar="FILE", help="write the kernel's console there")
     one.add_argument("--dmesg", type=Path, metavar="FILE", help="write the kernel's log there at the end")
     shell = actions.add_parser("shell", help="a shell in a guest, on this terminal; what it writes is lost")
     _machine_options(shell, SHELL_LIMIT_S)
-    shell.set_defaults(share=[], visible=[], dmesg=None, console=None)
+    shell.set_defaults(arch=Arch.here().value, share=[], visible=[], dmesg=None, console=None)
     many = actions.add_parser("pytest", help="a pytest: replug vm pytest [OPTIONS] -- PYTEST ARGUMENTS")
     _machine_options(many, PYTEST_LIMIT_S)
     many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="guests")
@@ -104,7 +108,7 @@ def _pair(text: str) -> str:
 
 
 def _setup(options: argparse.Namespace, _rest: list[str]) -> int:
-    image = ensure_image(cache_directory(), say, options.refresh)
+    image = ensure_image(cache_directory(), say, options.refresh, Arch.here())
     choose(Accel.AUTO, cache_directory(), image, say)
     print(image.directory)
     return 0
@@ -123,8 +127,15 @@ def _shell(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, command: list[str], terminal: bool = False) -> int:
-    image = ensure_image(cache_directory(), say)
+    arch = Arch(options.arch)
+    image = ensure_image(cache_directory(), say, arch=arch)
     accel = choose(Accel(options.accel), cache_directory(), image, say)
+    root = "/"
+    if arch.foreign:
+        root = str(ensure_root(cache_directory(), arch, ROOT / "requirements.lock", say))
+        # our modules, beside that root's own libraries; what is compiled there stays there
+        options.share.append(str(ROOT))
+        options.env += [f"PYTHONPATH={ROOT}", "PYTHONDONTWRITEBYTECODE=1"]
     _precompile()
     try:
         image.load_order(options.module)
@@ -134,7 +145,7 @@ def _run(options: argparse.Namespace, command: list[str], terminal: bool = False
         return 2
     for share in options.share:
         Path(share).mkdir(parents=True, exist_ok=True)
-    machine = Machine(accel, options.memory, terminal)
+    machine = Machine(accel, options.memory, terminal, root)
     result = run(image, _job(options, command), machine, options.timeout, _to(1), _to(2))
     if options.console:
         options.console.write_text(result.console)
@@ -149,14 +160,15 @@ def _job(options: argparse.Namespace, command: list[str]) -> Job:
     kept = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
     environment = {name: os.environ.get(name, default) for name, default in kept.items()}
     environment |= {"LANG": "C.UTF-8", **dict(pair.split("=", 1) for pair in options.env)}
+    seen = (os.getcwd(), sys.prefix, sys.base_prefix, str(ROOT))
     return Job(
         command=command,
-        cwd=os.getcwd(),
+        cwd="/" if Arch(options.arch).foreign else os.getcwd(),
         environment=environment,
         udcs=options.udcs,
         speed=Speed(options.speed),
         modules=options.module,
-        visible=[os.getcwd(), sys.prefix, sys.base_prefix, str(ROOT), *map(os.path.abspath, options.visible)],
+        visible=[] if Arch(options.arch).foreign else [*seen, *map(os.path.abspath, options.visible)],
         shares=[str(Path(share).absolute()) for share in options.share],
         dmesg=options.dmesg is not None,
     )
@@ -175,7 +187,7 @@ def _pytest(options: argparse.Namespace, arguments: list[str]) -> int:
     else:
         cache = cache_directory()
         # once, before the guests start side by side: fetching and probing
-        choose(Accel(options.accel), cache, ensure_image(cache, say), say)
+        choose(Accel(options.accel), cache, ensure_image(cache, say, arch=Arch.here()), say)
         total = parallel.in_guests(arguments, options.jobs, options.results, _again(options), cache, ROOT)
     print(total)
     return total.exit_code

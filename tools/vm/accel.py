@@ -11,7 +11,8 @@ import os
 from enum import Enum
 from pathlib import Path
 
-from tools.vm.guest import EMULATED, VIRTUALISED, Machine, run
+from tools.vm.arch import VIRTUALISED, emulated
+from tools.vm.guest import Machine, run
 from tools.vm.images import Image, Log, locked
 from tools.vm.initrd import Job
 
@@ -29,9 +30,9 @@ class Accel(Enum):
 
 def choose(asked: Accel, cache: Path, image: Image, log: Log) -> tuple[str, ...]:
     """QEMU's arguments for what was asked for; AUTO probes, or remembers the probe of this boot."""
-    if asked is Accel.AUTO:
-        return VIRTUALISED if works(cache, image, log) else EMULATED
-    return VIRTUALISED if asked is Accel.KVM else EMULATED
+    if asked is Accel.TCG or image.arch.foreign:
+        return emulated(image.arch)
+    return VIRTUALISED if asked is Accel.KVM or works(cache, image, log) else emulated(image.arch)
 
 
 def works(cache: Path, image: Image, log: Log) -> bool:

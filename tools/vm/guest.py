@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from tools.vm.arch import BOARDS
 from tools.vm.images import Image, require
 from tools.vm.initrd import Job, build
 
 KERNEL_OPTIONS = (
     # panic=-1 with -no-reboot ends QEMU at once; an oops is a panic because a test must not pass over one
-    "console=ttyS0 loglevel=4 panic=-1 oops=panic nokaslr mitigations=off nowatchdog audit=0 "
+    "loglevel=4 panic=-1 oops=panic nokaslr mitigations=off nowatchdog audit=0 "
     "no_timer_check random.trust_cpu=on rdinit=/init"
 )
 PORTS = ("out", "err", "control")
@@ -46,15 +47,15 @@ class Ended(Enum):
 
 @dataclass(frozen=True)
 class Machine:
-    """How the guest is emulated. With *terminal* our own stdin and stdout become its /dev/hvc0."""
+    """How the guest is emulated. With *terminal* our own stdin and stdout become its /dev/hvc0.
+
+    *root*: the tree whose files it sees, read-only: this machine's, unless it could not run them.
+    """
 
     accel: Sequence[str]
     memory: str = "1G"
     terminal: bool = False
-
-
-EMULATED = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max")
-VIRTUALISED = ("-accel", "kvm", "-cpu", "host")
+    root: str = "/"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def run(image: Image, job: Job, machine: Machine, timeout_s: float, out: Sink, e
 
     Raises Lacking if QEMU is missing; what a QEMU that dies complains about is in the result's console.
     """
-    require(("qemu-system-x86_64", "qemu-system-x86"))
+    board = BOARDS[image.arch]
+    require((board.qemu, board.qemu_package))
     token = f"\0vm-end-{secrets.token_hex(8)}\n".encode()
     control = Control()
     streams = {"out": Stream(token, out), "err": Stream(token, err), "control": Stream(token, control.feed)}
@@ -159,9 +161,11 @@ def run(image: Image, job: Job, machine: Machine, timeout_s: float, out: Sink, e
 def qemu_command(image: Image, job: Job, machine: Machine, directory: Path, fds: dict[str, int]) -> list[str]:
     """The whole command line; *fds* are inherited sockets, one for each port."""
     security = "passthrough" if os.geteuid() == 0 else "none"
-    command = ["qemu-system-x86_64", "-M", "q35", *machine.accel, "-smp", "1", "-m", machine.memory]
+    board = BOARDS[image.arch]
+    command = [board.qemu, *board.arguments, *machine.accel, "-smp", "1", "-m", machine.memory]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"]
-    command += ["-kernel", str(image.kernel), "-initrd", str(directory / "initrd"), "-append", KERNEL_OPTIONS]
+    command += ["-kernel", str(image.kernel), "-initrd", str(directory / "initrd"), "-append"]
+    command += [f"console={board.console} {KERNEL_OPTIONS}"]
     command += ["-serial", f"file:{directory / 'console'}", "-device", "virtio-serial-pci"]
     for port in PORTS:
         command += ["-chardev", f"socket,id={port},fd={fds[port]}"]
@@ -169,7 +173,7 @@ def qemu_command(image: Image, job: Job, machine: Machine, directory: Path, fds:
     if machine.terminal:
         command += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal"]
     local = f"local,security_model={security},multidevs=remap"
-    command += ["-virtfs", f"{local},path=/,mount_tag=root,readonly=on"]
+    command += ["-virtfs", f"{local},path={machine.root},mount_tag=root,readonly=on"]
     for number, share in enumerate(job.shares):
         command += ["-virtfs", f"{local},path={share.replace(',', ',,')},mount_tag=share{number}"]
     return command

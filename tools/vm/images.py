@@ -22,9 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import Exit, Refused
+from tools.vm.apt import Apt, Lacking
+from tools.vm.arch import BOARDS, Arch
 
-META_PACKAGE = "linux-image-6.12-amd64"
+__all__ = ["Image", "Lacking", "ensure_image", "require"]
+
+META_PACKAGE = "linux-image-6.12-{arch}"
 """Debian's meta package for the newest 6.12 kernel: 6.1 has no ublk, the cloud flavour no USB."""
 
 FORMAT = 2
@@ -46,13 +49,6 @@ _XZ_MAGIC = b"\xfd7zXZ\x00"
 Log = Callable[[str], None]
 
 
-class Lacking(Refused):
-    """This machine lacks something a guest needs; the message names it and the cure (exit status 4)."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, Exit.LACKING)
-
-
 @dataclass(frozen=True)
 class Image:
     """One unpacked kernel: an ELF vmlinux, a static busybox, and modules with what each needs first."""
@@ -60,6 +56,7 @@ class Image:
     directory: Path
     release: str
     needs: Mapping[str, tuple[str, ...]]
+    arch: Arch = Arch.AMD64
 
     @property
     def kernel(self) -> Path:
@@ -130,101 +127,96 @@ def cache_directory() -> Path:
     return Path(told).absolute() if told else Path.home() / ".cache" / "replug"
 
 
-def ensure_image(cache: Path, log: Log, refresh: bool = False) -> Image:
+def ensure_image(cache: Path, log: Log, refresh: bool = False, arch: Arch = Arch.AMD64) -> Image:
     """The cached image; downloads and unpacks it first if there is none (or *refresh* asks for the newest).
 
     Raises Lacking if a tool, a package or the network is missing.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    current = cache / f"guest-v{FORMAT}.current"
+    current = cache / f"{_prefix(arch)}.current"
     with locked(cache / "guest.lock"):
-        if not refresh and (image := _load(current)):
+        if not refresh and (image := _load(current, arch)):
             return image
         require(("apt-get", "apt"), ("apt-cache", "apt"), ("dpkg", "dpkg"), ("zstd", "zstd"))
-        try:
-            entry = _newest_entry(cache, log)
-        except Lacking:
-            # lists that are missing or old: a fresh machine's usual state
-            if os.geteuid() != 0:
-                raise
-            log("updating apt's package lists")
-            subprocess.run(["apt-get", "-q", "update"], stdout=subprocess.DEVNULL, check=False)
-            entry = _newest_entry(cache, log)
+        with tempfile.TemporaryDirectory(prefix="apt-", dir=cache) as state:
+            entry = _newest(cache, Apt(arch, Path(state) if arch.foreign else None), log)
         temporary = current.with_suffix(".new")
         temporary.write_text(entry.name)
         temporary.replace(current)
-        image = _load(current)
+        image = _load(current, arch)
         assert image is not None
         return image
 
 
-def _load(current: Path) -> Image | None:
+def _prefix(arch: Arch) -> str:
+    return f"guest-v{FORMAT}" if arch is Arch.AMD64 else f"guest-v{FORMAT}-{arch.value}"
+
+
+def _load(current: Path, arch: Arch) -> Image | None:
     try:
         directory = current.parent / current.read_text().strip()
         index = json.loads((directory / "index.json").read_text())
     except FileNotFoundError:
         return None
-    return Image(directory, index["release"], {name: tuple(needs) for name, needs in index["needs"].items()})
+    return Image(directory, index["release"], {name: tuple(needs) for name, needs in index["needs"].items()}, arch)
 
 
-def _newest_entry(cache: Path, log: Log) -> Path:
-    package = newest_kernel()
-    entry = cache / f"guest-v{FORMAT}-{package}"
+def _newest(cache: Path, apt: Apt, log: Log) -> Path:
+    if apt.state is not None:
+        apt.update()
+        return _newest_entry(cache, apt, log)
+    try:
+        return _newest_entry(cache, apt, log)
+    except Lacking:
+        # lists that are missing or old: a fresh machine's usual state
+        if os.geteuid() != 0:
+            raise
+        log("updating apt's package lists")
+        apt.update()
+        return _newest_entry(cache, apt, log)
+
+
+def _newest_entry(cache: Path, apt: Apt, log: Log) -> Path:
+    package = apt.kernel(META_PACKAGE.format(arch=apt.arch.value))
+    entry = cache / f"{_prefix(apt.arch)}-{package}"
     if not (entry / "index.json").is_file():
-        _fill(cache, entry, package, log)
+        _fill(cache, entry, package, apt, log)
     return entry
 
 
-def newest_kernel() -> str:
-    """The kernel package the meta package stands for, as apt knows it now.
-
-    Raises Lacking if apt offers none.
-    """
-    told = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True, check=False)
-    found = re.search(r"Depends: (linux-image-6\.12\.\S+-amd64)\s", told.stdout)
-    if not found:
-        raise Lacking(
-            f"{META_PACKAGE}: apt does not offer it: add Debian 12 and its security archive "
-            "(bookworm-security) to apt's sources and run 'apt-get update'"
-        )
-    return found[1]
-
-
-def _fill(cache: Path, entry: Path, package: str, log: Log) -> None:
+def _fill(cache: Path, entry: Path, package: str, apt: Apt, log: Log) -> None:
     with tempfile.TemporaryDirectory(prefix="filling-", dir=cache) as name:
         work = Path(name)
         log(f"fetching {package} and busybox-static (once, about 110 MB)")
         for one in (package, "busybox-static"):
-            _download(one, work)
+            apt.download(one, work)
         log("unpacking the kernel")
         for archive in work.glob("*.deb"):
             subprocess.run(["dpkg", "-x", archive, work / "root"], check=True)
             archive.unlink()
         made = work / "entry"
         made.mkdir()
-        _make_entry(work / "root", made)
+        _make_entry(work / "root", made, apt.arch)
         shutil.rmtree(entry, ignore_errors=True)
         made.rename(entry)
     log(f"kernel ready in {entry}")
 
 
-def _download(package: str, where: Path) -> None:
-    # APT::Sandbox::User: apt's own unprivileged user cannot write here, and says so at length.
-    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = (done.stderr.strip() or done.stdout.strip() or "apt failed").splitlines()[-1]
-        raise Lacking(f"{package}: cannot be downloaded: {why}: run 'apt-get update' and try again")
-
-
-def _make_entry(root: Path, made: Path) -> None:
+def _make_entry(root: Path, made: Path, arch: Arch) -> None:
     [vmlinuz] = (root / "boot").glob("vmlinuz-*")
     release = vmlinuz.name.removeprefix("vmlinuz-")
-    (made / "vmlinux").write_bytes(_decompress(kernel_payload(vmlinuz.read_bytes())))
+    data = vmlinuz.read_bytes()
+    (made / "vmlinux").write_bytes(data if _is_arm64_image(data) else _decompress(kernel_payload(data)))
     shutil.copy(root / "bin" / "busybox", made / "busybox")
     tree = root / "lib" / "modules" / release
-    needs = _unpack_modules(tree, made / "modules", MODULES)
+    wanted = [name for name in MODULES if name not in BOARDS[arch].lacks]
+    needs = _unpack_modules(tree, made / "modules", wanted)
     (made / "index.json").write_text(json.dumps({"release": release, "needs": needs}, indent=1))
+
+
+def _is_arm64_image(data: bytes) -> bool:
+    """Uncompressed already (Documentation/arch/arm64/booting.rst)."""
+    return data[56:60] == b"ARM\x64"
 
 
 def _unpack_modules(tree: Path, target: Path, wanted: Iterable[str]) -> dict[str, tuple[str, ...]]:
