@@ -38,6 +38,14 @@ def end(holds: Sequence[Hold], tree: GadgetTree, bulk_out: Endpoint, peer: Peer)
     return stays
 
 
+def remove(tree: GadgetTree, holds: Sequence[Hold]) -> None:
+    """Take the gadget away, with what a dead owner of it left. Raises Gone or OSError if the kernel keeps a part."""
+    tree.unbind()  # ends every transfer, and waits until nothing is being copied any more
+    for each in holds:
+        each.end()
+    tree.remove()
+
+
 def _passed(fd: int) -> bool:
     """Has a read gone through f_fs's queue behind all others? Not if the endpoint is disabled: it never gets there."""
     with mmap.mmap(-1, mmap.PAGESIZE) as page, contextlib.closing(AioContext(1)) as aio:

@@ -21,13 +21,14 @@ from common.errors import Gone, WireError
 from common.refusals import Refusals
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
-from gadget.usb import kept, mm_hold, udc
+from gadget.usb import kept, mm_hold, predecessor, udc
 from gadget.usb.core import Action, Copy, Done, Fill, Pending, Release, UsbCore
 from gadget.usb.handshake import Configured, Handshake
 from gadget.usb.kept import Peer
 from gadget.usb.link import Event, Link, Step
 from gadget.usb.mm_hold import Hold
-from gadget.usb.transport import Setup, Transport, remove, tree_of
+from gadget.usb.transport import Setup, Transport
+from gadget.usb.tree import tree_of
 
 _LINK_NAME = {Link.ABSENT: "absent", Link.HANDSHAKE: "absent", Link.ONLINE: "online", Link.PARKED: "parked"}
 
@@ -305,4 +306,4 @@ def start(role: Role) -> None:
 
 def retire(runtime: Runtime, role: str, args: dict[str, Any]) -> None:
     """Take the gadget away: unbind, unmount, remove the configfs tree."""
-    remove(tree_of(runtime, args), mm_hold.found(runtime, role))
+    predecessor.remove(tree_of(runtime, args), mm_hold.found(runtime, role))

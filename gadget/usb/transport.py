@@ -13,10 +13,9 @@ import errno
 import os
 import select
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from bus.loop import Loop, Timer
-from bus.runtime import Runtime
 from common import limits, trace
 from common.errors import Gone, WireError
 from common.log import Log
@@ -34,7 +33,6 @@ from gadget.usb.plane_v1 import PlaneV1
 
 PACKET_BYTES = {"full-speed": 64, "high-speed": 512, "super-speed": 1024, "super-speed-plus": 1024}  # of bulk
 _REBIND_S = 0.2  # out long enough for the host to see the disconnect
-VENDOR_ID, PRODUCT_ID = 0x1D6B, 0x0104  # Linux Foundation, multifunction composite gadget
 _LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.ECONNRESET)
 _COMMANDS: Final = (Command.PWRITE, Command.PREAD, Command.PWRITE, Command.PREAD)  # of ep1..ep4
 
@@ -63,27 +61,6 @@ class Handler(Receiver, Protocol):
     def lost(self, why: str) -> None: ...
     def broken(self, why: str) -> None: ...
     def setup(self, setup: Setup) -> None: ...
-
-
-def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> GadgetTree:
-    """The gadget tree of an instance, from the role's arguments. To remove it needs no controller: it may be gone."""
-    return GadgetTree(
-        name=f"replug-{runtime.instance}",
-        udc=controller,
-        vendor_id=int(args.get("vendor_id") or VENDOR_ID),
-        product_id=int(args.get("product_id") or PRODUCT_ID),
-        serial=str(args.get("serial") or "replug"),
-        product="replug",
-        mount_point=runtime.root / "ffs",
-    )
-
-
-def remove(tree: GadgetTree, holds: Sequence[Hold]) -> None:
-    """Take the gadget away, with what a dead owner of it left. Raises Gone or OSError if the kernel keeps a part."""
-    tree.unbind()  # ends every transfer, and waits until nothing is being copied any more
-    for each in holds:
-        each.end()
-    tree.remove()
 
 
 class Transport:
@@ -133,7 +110,7 @@ class Transport:
         loop.watch(self._aio.eventfd, self._transfers)
 
     def _make(self, holds: Sequence[Hold]) -> dict[str, int]:
-        remove(self._tree, holds)
+        predecessor.remove(self._tree, holds)
         self._tree.create()
         place = self._tree.mount_point
         self._ep0, self._note = Ep0.open(place), PeerNote.fresh()

@@ -26,7 +26,6 @@ from gadget.usb.configfs import GadgetTree
 from gadget.usb.endpoint import Endpoint, open_file
 from gadget.usb.functionfs import Ep0, EventType
 from gadget.usb.kept import Peer
-from gadget.usb.transport import remove
 from tests.e2e.raw_device import RawDevice
 from tests.e2e.v0_host import await_event, enumerated
 
@@ -59,7 +58,7 @@ class Store:
         self.host.close()
         for fd in (self.ep0.fd, *self.fds):
             os.close(fd)
-        remove(self.tree, mm_hold.left(self.runtime, ROLE))
+        predecessor.remove(self.tree, mm_hold.left(self.runtime, ROLE))
 
 
 @pytest.fixture
@@ -153,5 +152,5 @@ def test_the_gadget_can_be_taken_away(store: Store) -> None:
     """The clean-up of the fixture is the test: unbind, unmount and removal end, with the hold."""
     killed_in_a_copy(store)
     assert len(mm_hold.left(store.runtime, ROLE)) == 1
-    remove(store.tree, mm_hold.left(store.runtime, ROLE))
+    predecessor.remove(store.tree, mm_hold.left(store.runtime, ROLE))
     assert mm_hold.left(store.runtime, ROLE) == [] and not store.tree.exists()

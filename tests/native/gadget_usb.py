@@ -140,6 +140,7 @@ def _tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> Ga
 _udc = SimpleNamespace(choose=lambda wanted: UDC, state=lambda name: call("udc")[1], speed=lambda name: "high-speed")
 for module, name, value in (
     (role, "tree_of", _tree_of),
+    (role, "mm_hold", SimpleNamespace(left=lambda *_: [], found=lambda *_: [])),  # transfers end with their process
     (role, "udc", _udc),
     (transport, "udc", _udc),
     (transport, "AioContext", AioContext),
