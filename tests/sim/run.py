@@ -410,6 +410,8 @@ def substituted(run: Run) -> Iterator[None]:
         (_GUSB, "Keeping", ends.Keeping),
         (_GUSB, "tree_of", lambda runtime, args, controller="": ends.GadgetTree()),
         (_GUSB, "udc", SimpleNamespace(choose=lambda wanted: "sim")),
+        # A death ends its transfers in the model, as the end of its holder does: no run sees what that holder is for.
+        (_GUSB, "mm_hold", SimpleNamespace(left=lambda *who: [], found=lambda *who: [])),
         ("gadget.usb.transport", "AioContext", ends.AioContext),
         ("gadget.usb.transport", "Ep0", ends.Ep0),
         ("gadget.usb.transport", "open_file", ends.open_file),
