@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native top e2e bench bench-check system deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -52,6 +52,10 @@ chaos-native: setup ## the same without a guest, the kernels modelled: SEED=... 
 	@mkdir -p $(RESULTS)/chaos
 	@SEED=$(SEED) N=$(or $(N),200) EACH=$(EACH) CELLS=$(CELLS) V0=$(V0) \
 		$(if $(CELLS),RESULTS=$(RESULTS)/chaos/native-cells.jsonl) timeout --foreground -k 20 14400 $(RUN) -m tests.native
+
+soak: setup ## faults for hours, natively, or GUEST=1 on a real kernel: HOURS=1; Ctrl-C ends it with the report
+	@$(if $(GUEST),$(RUN) -m tools.vm run --timeout $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600 + 600) }') -- )env SEED=$(SEED) HOURS=$(HOURS) \
+		GUEST=$(GUEST) $(RUN) -m tests.soak
 
 top: setup ## replug top over both sides, their kernels modelled, while one role after the other is killed
 	@$(RUN) -m tests.native.picture

@@ -415,6 +415,8 @@ def substituted(run: Run) -> Iterator[None]:
             SimpleNamespace(left=lambda *_: [], found=lambda *_: []),
         ),  # transfers end with their process
         (_GUSB, "udc", SimpleNamespace(choose=lambda wanted: "sim")),
+        # A death ends its transfers in the model, as the end of its holder does: no run sees what that holder is for.
+        (_GUSB, "mm_hold", SimpleNamespace(left=lambda *who: [], found=lambda *who: [])),
         ("gadget.usb.transport", "AioContext", ends.AioContext),
         ("gadget.usb.transport", "Ep0", ends.Ep0),
         ("gadget.usb.transport", "open_file", ends.open_file),

@@ -1,0 +1,1 @@
+"""Faults for hours, with curves of memory and descriptors: `make soak`."""
