@@ -22,11 +22,15 @@ setup: .setup/system $(VENV)/.ready .setup/guest ## install what is missing, bui
 demo: setup $(if $(ARCH),.setup/system-$(ARCH)) ## the whole thing on a real kernel: cable pulls, kill -9, every byte checked (ARCH=arm64)
 	@timeout --foreground -k 20 1500 $(VENV)/bin/replug demo $(if $(ARCH),--arch $(ARCH) --timeout 1200)
 
-test: setup lint ## lint, unit tests here, e2e tests in guests, and one count over all
+# Of new seeds of the simulator in each `make test`, counted over all processors.
+SIM_SECONDS ?= 60
+
+test: setup lint ## lint, unit tests here, new seeds of the simulator, e2e tests in guests, and one count over all
 	@rm -rf $(RESULTS)/unit.xml $(RESULTS)/e2e; mkdir -p $(RESULTS); \
 	$(MAKE) --no-print-directory unit; unit=$$?; \
+	$(MAKE) --no-print-directory sim SECONDS=$(SIM_SECONDS); sim=$$?; \
 	$(MAKE) --no-print-directory e2e; e2e=$$?; \
-	$(RUN) -m tools.vm count $(RESULTS)/unit.xml $(RESULTS)/e2e && [ $$unit = 0 ] && [ $$e2e = 0 ]
+	$(RUN) -m tools.vm count $(RESULTS)/unit.xml $(RESULTS)/e2e && [ $$unit = 0 ] && [ $$sim = 0 ] && [ $$e2e = 0 ]
 
 lint: setup ## ruff, mypy --strict, and the import layers
 	timeout --foreground 120 $(RUN) -m ruff check .
@@ -37,8 +41,8 @@ unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds o
 	@mkdir -p $(RESULTS)
 	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz
 
-sim: setup ## all roles in one thread under a seed: SEED=... N=... (without them: new seeds until one fails)
-	@SEED=$(SEED) N=$(N) $(RUN) -m tests.sim
+sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
+	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
 
 chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50), or EACH=3; LOAD=fio
 	@mkdir -p $(RESULTS)/chaos

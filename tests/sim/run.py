@@ -34,6 +34,7 @@ from tests.sim.world import World
 INSTANCE = "sim"
 EXPORTS = {0xA1: 24, 0xB2: 16}  # export id to blocks
 MAX_IO = 8 * BLOCK
+FAULTS = 8  # in a run, if nothing else is said
 REST_S = 120.0  # after the last fault everything is at rest within this
 _runs: list["Run"] = []
 
@@ -159,7 +160,7 @@ class SimRole:
 class Run:
     """Both sides under `seed`. `execute` raises Violation."""
 
-    def __init__(self, seed: int, requests: int = 60, faults: int = 8) -> None:
+    def __init__(self, seed: int, requests: int = 60, faults: int = FAULTS) -> None:
         self.world = World(seed)
         self.v0 = self.world.random.random() < 0.4
         self.hub, self.link = Hub(), Link(self.world, self.v0)
