@@ -3,15 +3,17 @@
 Copies: `kill -9` between two system calls (a process does nothing after it; what it has handed to a kernel stays),
 SIGSTOP (nothing happens until SIGCONT), bus.loop.Loop's order of work, and the watchdog's rule that a successor is
 forked only after its predecessor is dead (tests/unit/test_supervise_live.py, tests/e2e/test_recovery.py). A thread that
-blocks in a kernel call is a Python thread, but only one of all runs at a time, so a run stays deterministic.
+blocks in a kernel call is a greenlet that gives way there, so a run stays deterministic, and os.fork copies it whole.
 """
 
 import heapq
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from greenlet import getcurrent, greenlet
 
 from bus.loop import Handler, Timer
 from common.errors import Refused
@@ -215,7 +217,10 @@ def _expected(error: Exception) -> bool:
 
 
 class SimThread:
-    """threading.Thread for a process: runs until it blocks in a model (`block`), and on when the model lets it."""
+    """threading.Thread for a process: runs until it blocks in a model (`block`), and on when the model lets it.
+
+    A greenlet and not a thread: os.fork copies it, and whoever explores kill points forks in the middle of a run.
+    """
 
     def __init__(self, target: Callable[[], None], name: str = "", daemon: bool = True) -> None:
         from tests.sim.run import here
@@ -223,10 +228,10 @@ class SimThread:
         process = here().current
         assert process is not None
         self._process, self._target, self.name = process, target, name
-        self._main, self._ours = threading.Semaphore(0), threading.Semaphore(0)
         self._ready: Callable[[], bool] | None = None
         self._ended = self._started = self._abandoned = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._greenlet = greenlet(self._run)
+        _threads[self._greenlet] = self
         process.start_thread(self)
 
     def start(self) -> None:
@@ -240,14 +245,16 @@ class SimThread:
             self._ended = True
             return
         self._started = True
-        self._thread.start()
-        self._main.acquire()
+        self._enter()
+
+    def _enter(self) -> None:
+        """Let it run until it blocks or ends. Whoever does so is where it comes back to."""
+        self._greenlet.parent = getcurrent()
+        self._greenlet.switch()
 
     def _run(self) -> None:
-        _local.thread = self
         self._process.do(self._target)
         self._ended = True
-        self._main.release()
 
     def block(self, ready: Callable[[], bool]) -> None:
         """Called in the thread: come back when `ready()`; never, if the process dies first."""
@@ -255,8 +262,8 @@ class SimThread:
         self._ready = ready
         self._process.world.soon(self.look)
         self._process.world.current = None
-        self._main.release()
-        self._ours.acquire()
+        assert self._greenlet.parent is not None
+        self._greenlet.parent.switch()
         if self._abandoned:
             raise Killed
         self._process.world.current = before
@@ -272,23 +279,21 @@ class SimThread:
             self._process.world.after(500e-6, self.look)
             return
         self._ready = None
-        self._ours.release()
-        self._main.acquire()
+        self._enter()
 
     def abandon(self) -> None:
-        """The process is dead: let the Python thread end."""
+        """The process is dead: let its frames end."""
         if self._started and not self._ended and self._ready is not None:
             self._ready, self._abandoned = None, True
-            self._ours.release()
-            self._main.acquire()
+            self._enter()
 
 
-_local = threading.local()
+_threads: WeakKeyDictionary[greenlet, SimThread] = WeakKeyDictionary()
 
 
 def block(ready: Callable[[], bool]) -> None:
     """A call that waits, of whatever thread of whatever process this is. The loop's thread must never come here."""
-    thread: SimThread | None = getattr(_local, "thread", None)
+    thread = _threads.get(getcurrent())
     if thread is None:
         raise AssertionError("the loop of a role would block here")
     if not ready():
