@@ -410,11 +410,6 @@ def substituted(run: Run) -> Iterator[None]:
         (_GUSB, "Arena", SimArena),
         (_GUSB, "Keeping", ends.Keeping),
         (_GUSB, "tree_of", lambda runtime, args, controller="": ends.GadgetTree()),
-        (
-            _GUSB,
-            "mm_hold",
-            SimpleNamespace(left=lambda *_: [], found=lambda *_: []),
-        ),  # transfers end with their process
         (_GUSB, "udc", SimpleNamespace(choose=lambda wanted: "sim")),
         # A death ends its transfers in the model, as the end of its holder does: no run sees what that holder is for.
         (_GUSB, "mm_hold", SimpleNamespace(left=lambda *who: [], found=lambda *who: [])),
@@ -458,13 +453,13 @@ def substituted(run: Run) -> Iterator[None]:
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),
         ("common.limits", "TRANSFER_BYTES", 2048),
     ]
-    before = []
-    for module_name, name, value in table:
-        module = importlib.import_module(module_name)
-        before.append((module, name, getattr(module, name)))
-        setattr(module, name, value)
+    # All are imported before the first is changed: `from x import y` of one would keep a model for ever.
+    places = [(importlib.import_module(module_name), name) for module_name, name, _ in table]
+    before = [(module, name, getattr(module, name)) for module, name in places]
     _runs.append(run)
     try:
+        for (module, name), (_, _, value) in zip(places, table, strict=True):
+            setattr(module, name, value)
         yield
     finally:
         _runs.pop()

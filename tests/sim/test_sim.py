@@ -1,7 +1,10 @@
 """A fixed set of seeds, what they drive, and that the simulator can fail: `make sim` runs others."""
 
+import importlib
+import sys
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +12,7 @@ from gadget.usb.link import TABLE as LINK_TABLE
 from host.session.core import TABLE as SESSION_TABLE
 from tests.sim.campaign import Plan, outcomes
 from tests.sim.mutations import MUTATIONS, Mutation, found_at, writes_done_at_once
-from tests.sim.run import FAULTS, Run
+from tests.sim.run import FAULTS, Run, substituted
 from tests.sim.seeds import KEPT, Kept
 from tests.sim.world import Violation
 
@@ -71,6 +74,29 @@ def test_a_seed_has_one_trace() -> None:
         run.execute()
         digests.add(run.world.digest)
     assert len(digests) == 1
+
+
+def test_after_a_run_the_product_is_what_it_was() -> None:
+    """The tests that follow in this process must meet the product, not a model that a run left behind."""
+    for entry in ("gadget.usb", "gadget.ublk", "gadget.session", "host.usb", "host.session", "host.source"):
+        importlib.import_module(f"{entry}.role")
+    before = _names_of_the_product()
+    assert [name for name, value in before.items() if _is_model(value)] == [], "left behind by a run before this test"
+    run = Run(7)
+    with substituted(run):
+        assert [name for name, value in _names_of_the_product().items() if _is_model(value)], "models are recognised"
+    run.execute()
+    after = _names_of_the_product()
+    assert [name for name, value in before.items() if after[name] is not value] == []
+
+
+def _names_of_the_product() -> dict[str, object]:
+    modules = [name for name in sys.modules if name.partition(".")[0] in ("bus", "common", "gadget", "host")]
+    return {f"{module} {name}": value for module in modules for name, value in vars(sys.modules[module]).items()}
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, SimpleNamespace) or str(getattr(value, "__module__", "")).startswith("tests.sim")
 
 
 @pytest.mark.timeout(180)
