@@ -31,7 +31,8 @@ class Hold:
             if self._fd is not None and os.path.samestat(os.fstat(self._fd), node.stat()):
                 return True
             self.release()
-            fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+            # An open node keeps its device awake, and only a writable one can be told to let it sleep (usbfs: EPERM).
+            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return True
         try:
