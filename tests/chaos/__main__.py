@@ -4,6 +4,9 @@
 every stage, keeps what it measured in RESULTS, and goes on where it was ended (tests.chaos.guests shares them out, as
 PART=1/2). LOAD=fio: other people's programs.
 
+Pauses are judged by tests.chaos.budgets, and the report always says which promise was missed and how often; BUDGETS=1
+makes that a failure, which on a busy machine says little about the product.
+
 A failure prints the seed and the step, and SEED with N of that step run it again (the events are the same; when they
 strike, the kernel's scheduler decides). Ends with the table, the memory of both sides, and a clean `down`.
 """
@@ -14,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bus.runtime import Runtime, living
-from tests.chaos.events import Key, kind_of
+from tests.chaos.budgets import COLD_START, FAULT_FREE, Judged, Promise, guest_limits, judged, promised, report
+from tests.chaos.events import Key, cable, kind_of
 from tests.chaos.machine import Machine, memory
 from tests.chaos.programs import programs
 from tests.chaos.results import Results
@@ -32,6 +36,8 @@ WORKERS = 3
 FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
+COLD_STARTS = 3  # of Python, before anything of ours runs
+GAP_S, GAP_EVERY = 1.0, 25  # a look at I/O without a fault, and after how many faults the next
 Planned = Sequence[tuple[Strike, ...]]
 Loads = Callable[[list[Path], int], Sequence[Load]]  # on these devices, under this seed
 _QUIET = ("twin",)  # not struck by itself: its spawner's death shows it
@@ -47,29 +53,26 @@ def main() -> int:
     for file, blocks in zip(files, BLOCKS, strict=True):
         file.write_bytes(bytes(blocks * BLOCK))
     loads: Loads = programs if os.environ.get("LOAD") == "fio" else verifying
-    cold, machine, run = _cold_start(), Machine(), Run(seed, results, loads=loads, part=slice(part - 1, None, parts))
+    for _ in range(COLD_STARTS):
+        results.measure(COLD_START, _cold_start())
+    machine, run = Machine(), Run(seed, results, loads=loads, part=slice(part - 1, None, parts))
+    run.said = machine.said
     try:
         with inside.both_sides(*files) as bench:
             run.strike_all([Path(bench.image_device), Path(bench.scratch_device)])
             footprint = memory()
-            run.cell = ("", "")  # what is wrong from here on is no cell's fault
         took = bench.down_s
         run.judge_files(files)
         complaints = machine.complaints() + ([f"gadget down took {took:.1f} s"] if took > DOWN_S else [])
         if complaints:
             raise Violation("\n".join(["the machine is not as before:", *complaints]))
-    except (Violation, inside.DemoFailed, RuntimeError, OSError) as error:
-        if os.environ.get("CELLS") and run.cell != ("", ""):
-            results.add_failure(*run.cell, str(error))
-        print(f"{results}\nchaos: FAIL at step {run.step}: {error}")
+    except (Violation, inside.DemoFailed, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"{results}\n{run.report}\nchaos: FAIL at step {run.step}: {error}")
         print(f"again: make chaos SEED={seed} N={run.step}", flush=True)
         return 1
-    print(results)
-    print(
-        f"cold Python start (import zmq) in this run: {cold * 1000:.0f} ms; {footprint}; gadget down took {took:.1f} s"
-    )
+    print(f"{results}\n{run.report}\n{footprint}; gadget down took {took:.1f} s")
     print(f"chaos: pass, {run.step} faults, {run.verified_bytes >> 20} MiB verified, seed {seed}")
-    return 0
+    return run.verdict()
 
 
 class Run:
@@ -85,7 +88,8 @@ class Run:
     ) -> None:
         self._seed, self.results, self._limit_s, self._load = seed, results, limit_s, loads or verifying
         self._part = part  # of the cells
-        self.cell = ("", "")  # event and stage that are being struck
+        self.said: Callable[[], list[str]] = list  # asked after each strike: what the kernel said that it should not
+        self.limits: Callable[[Mapping[str, Sequence[float]]], Mapping[Promise, float]] = guest_limits
         self._loads: Sequence[Load] = []
         self.step, self.verified_bytes = 0, 0
 
@@ -98,27 +102,57 @@ class Run:
             event, stage = " and ".join(str(event) for event in events), ""
             if len(events) == 1 and isinstance(events[0], At):
                 event, stage = events[0].told()
-            self.cell = event, stage
-            pause_s = self._strike(events)
-            self.results.add(event if len(events) == 1 else "two at once", stage, pause_s)
+            if self.step % GAP_EVERY == 1:
+                self.results.measure(FAULT_FREE, self._fault_free_gap())
+            pause_s = self._told(events, event, stage)
+            self.results.add(event if len(events) == 1 else "two at once", stage, pause_s, promised(events))
             told = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {told}: paused {pause_s * 1000:.0f} ms", flush=True)
         for load in self._loads:
             load.stop(self._limit_s)
 
+    @property
+    def report(self) -> str:
+        """What became of the promises on pauses."""
+        return report(self._judged(), self.results.measured)
+
+    def verdict(self) -> int:
+        """The exit status of a run in which all else is right."""
+        return 1 if os.environ.get("BUDGETS") and any(one.above for one in self._judged()) else 0
+
+    def _judged(self) -> list[Judged]:
+        return judged(self.results.promised, self.limits(self.results.measured))
+
     def _plan(self, roles: list[Key]) -> Planned:
         each, times = int(os.environ.get("EACH") or 0), int(os.environ.get("CELLS") or 0)
         if times:
-            ours = cells(roles)[self._part]
+            ours = cells(roles, cable[0].sleeps)[self._part]
             left = [
                 at for at in ours if self.results.times(*at.told()) < times and at.told() not in self.results.failures
             ]
             random.Random(self._seed).shuffle(left)  # what is slow or fails is met early, whatever its row
             return [(at,) for at in left]
         if each:
-            return [(event,) for _ in range(each) for event in every(roles)]
+            return [(event,) for _ in range(each) for event in every(roles, cable[0].sleeps)]
         choose = random.Random(self._seed)
-        return [draw(choose, roles) for _ in range(int(os.environ.get("N") or 50))]
+        return [draw(choose, roles, cable[0].sleeps) for _ in range(int(os.environ.get("N") or 50))]
+
+    def _told(self, events: tuple[Strike, ...], event: str, stage: str) -> float:
+        """`_strike`, whose failure is written down before anything else: to take down what is wedged may fail, too."""
+        try:
+            return self._strike(events)
+        except (Violation, RuntimeError, OSError) as error:
+            if os.environ.get("CELLS"):
+                self.results.add_failure(event, stage, str(error))
+            print(f"FAIL at step {self.step}: {error}", flush=True)
+            raise
+
+    def _fault_free_gap(self) -> float:
+        """The longest gap while nothing is struck, for what is said not to pause."""
+        for load in self._loads:
+            load.begin_gap()
+        time.sleep(GAP_S)  # the window itself
+        return max(load.pause() for load in self._loads)
 
     def _strike(self, events: tuple[Strike, ...]) -> float:
         loads, before = self._loads, inside.pids()
@@ -140,6 +174,8 @@ class Run:
         others = [key for key, pid in before.items() if key not in changed and now.get(key) != pid]
         if others:
             raise Violation(f"{name}: other processes changed too: {others}")
+        if said := self.said():
+            raise Violation("\n".join([f"{name}:", *said]))
         return max(load.pause() for load in loads)
 
     def _await(self, what: str, look: object) -> None:

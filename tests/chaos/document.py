@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from bus.runtime import Side
-from tests.chaos.events import Cut, Event, Key, Kill, Stop, Unplug
-from tests.chaos.results import Results
-from tests.chaos.scenario import impossible
+from tests.chaos.budgets import guest_limits, judged, native_limits, report
+from tests.chaos.events import Cut, Event, Key, Kill, Sleep, Stop, Suspend, Unplug
+from tests.chaos.results import NOT_RUN, Results
+from tests.chaos.scenario import Sleeps, impossible
 from tests.chaos.stages import At, Stage, stages
 
 MEASURED = Path(".setup/results/chaos")  # cells.jsonl, or one for each guest
@@ -25,14 +26,15 @@ _INTRODUCTION = """# Every fault at every stage{title}
 One row for each stage that a role can be in, one column for each event that can strike meanwhile. The role has told
 that it is at the stage, I/O of two disks was in flight, and every other process kept its pid; then it went on in the
 changed world. Each cell: the longest gap between two completions around the event, median / longest, in ms. In every
-cell all I/O ended well and every block was verified. {where}
+cell with a figure all I/O ended well and every block was verified. {where}
 
 "dies": the role is killed at the stage. "stops": it is stopped there for 0.5 s. A dash with a letter is a cell that
 cannot exist, and says below why.
 """
-_IN_A_GUEST = """Measured in the emulated guest on two processors: a cold
-`python3 -c 'import zmq'` takes about 1.4 s there. Written by `python -m tests.chaos.document` from a run of
-`make chaos-cells`."""
+_IN_A_GUEST = """Measured in the emulated guest; what the kernel logged was
+compared, after each cell, with a list of the lines that are expected, each with its reason. "suspend, freezer" freezes
+the tasks of the machine for 5 s, or for 2 s where the kernel gives up at a task that waits for I/O; that they did not
+run is measured. Written by `python -m tests.chaos.document` from a run of `make chaos-cells`."""
 _NATIVE = """Measured natively: the roles, the bus,
 the fd store, watchdog, spawner and twin are real processes, **the kernel's shells are replaced**: the cable with
 FunctionFS and usbfs, and ublk with the block layer, are models in a process of their own (tests/native), so their
@@ -46,26 +48,67 @@ def main(arguments: list[str]) -> int:
     native = "--native" in arguments
     files = [Path(argument) for argument in arguments if argument != "--native"]
     results = Results(beside=files or ([MEASURED_NATIVE] if native else sorted(MEASURED.glob("cells*.jsonl"))))
-    reasons: dict[str, str] = {}
-    title, where = (", natively", _NATIVE) if native else ("", _IN_A_GUEST)
-    text = _INTRODUCTION.format(title=title, where=where)
-    text += _table("Its own death, and the cable", [None, Stop(Side.GADGET, ""), *map(Unplug, Cut)], results, reasons)
-    for side in Side:
-        kills: list[Event | None] = [Kill(s, role) for s, role in _ROLES if s is side]
-        text += _table(f"kill -9 on the {side}'s side", kills, results, reasons)
-    text += "\n" + "\n".join(f"- {letter}: {why}." for why, letter in reasons.items()) + "\n"
     target = TARGET_NATIVE if native else TARGET
-    target.write_text(text)
+    target.write_text(Page(results, native).text())
     print(f"{target} written")
     return 0
 
 
-def _table(title: str, events: list[Event | None], results: Results, reasons: dict[str, str]) -> str:
-    rows = [f"| stage | {' | '.join(map(_column, events))} |", "|---" * (len(events) + 1) + "|"]
-    for stage in stages(_ROLES):
-        cells = [_cell(stage, event, results, reasons) for event in events]
-        rows.append(f"| {stage} | {' | '.join(cells)} |")
-    return f"\n## {title}\n\n" + "\n".join(rows) + "\n"
+class Page:
+    """The document of `results`. What has no figure is named at its end: why it cannot exist, that it failed, or that
+    it was not run yet."""
+
+    def __init__(self, results: Results, native: bool) -> None:
+        self._results, self._native = results, native
+        self._sleeps: Sleeps = () if native else tuple(Sleep)
+        self._reasons: dict[str, str] = {}
+        self._missing: list[str] = []
+
+    def text(self) -> str:
+        title, where = (", natively", _NATIVE) if self._native else ("", _IN_A_GUEST)
+        own: list[Event | None] = [None, Stop(Side.GADGET, ""), *map(Unplug, Cut), *map(Suspend, Sleep)]
+        parts = [_INTRODUCTION.format(title=title, where=where)]
+        parts.append(self._table("Its own death, the cable, and sleep", own))
+        for side in Side:
+            parts.append(
+                self._table(f"kill -9 on the {side}'s side", [Kill(s, role) for s, role in _ROLES if s is side])
+            )
+        parts.append("\n" + "\n".join(f"- {letter}: {why}." for why, letter in self._reasons.items()) + "\n")
+        return "".join(parts) + self._budgets() + self._failed() + self._not_run()
+
+    def _table(self, title: str, events: list[Event | None]) -> str:
+        rows = [f"| stage | {' | '.join(map(_column, events))} |", "|---" * (len(events) + 1) + "|"]
+        for stage in stages(_ROLES):
+            rows.append(f"| {stage} | {' | '.join(self._cell(stage, event) for event in events)} |")
+        return f"\n## {title}\n\n" + "\n".join(rows) + "\n"
+
+    def _cell(self, stage: Stage, event: Event | None) -> str:
+        if isinstance(event, Stop):
+            event = Stop(stage.side, stage.role)
+        why = impossible(stage, event, self._sleeps)
+        if why is not None:
+            return "— " + self._reasons.setdefault(why, "abcdefgh"[len(self._reasons)])
+        told = At(stage, event).told()
+        cell = self._results.cell(*told)
+        if cell == NOT_RUN:
+            self._missing.append(" at ".join(told))
+        return cell
+
+    def _budgets(self) -> str:
+        limits = native_limits if self._native else guest_limits
+        measured = self._results.measured
+        verdicts = judged(self._results.promised, limits(measured))
+        return f"\n## Against what is promised\n\n{report(verdicts, measured)}\n" if verdicts else ""
+
+    def _failed(self) -> str:
+        lines = [
+            f"- {event} at {stage}: {why.splitlines()[0]}" for (event, stage), why in self._results.failures.items()
+        ]
+        return "\n## Failed\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+    def _not_run(self) -> str:
+        lines = [f"- {name}" for name in self._missing]
+        return f"\n## Not run yet: {len(lines)} cells\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _column(event: Event | None) -> str:
@@ -78,15 +121,6 @@ def _column(event: Event | None) -> str:
             return role
         case _:
             return str(event)
-
-
-def _cell(stage: Stage, event: Event | None, results: Results, reasons: dict[str, str]) -> str:
-    if isinstance(event, Stop):
-        event = Stop(stage.side, stage.role)
-    why = impossible(stage, event)
-    if why is not None:
-        return "— " + reasons.setdefault(why, "abc"[len(reasons)])
-    return results.cell(*At(stage, event).told())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Protocol
 from bus.runtime import Runtime, Side, living
 from host.usb.usbfs import UsbFs
 from tests.chaos.sleep import freeze_tasks, suspend_bus
+from tools.supervise.launch import all_living
 
 OUT_S = 0.3  # how long a cable stays out
 STOPPED_S = 0.5  # how long a stopped process sleeps: shorter than the watchdog's patience
@@ -71,15 +72,29 @@ class Unplug:
         cable[0].cut(self.cut)
 
 
+class Sleep(Enum):
+    """What is put to sleep for a moment."""
+
+    FREEZER = "freezer"  # every task of the machine (power/pm_test ends it after 5 s)
+    ROOT_HUB = "root hub"  # the USB device and its root hub, as when a laptop's lid is closed
+
+
 class Cable(Protocol):
-    """Who has a hand on it."""
+    """Who has a hand on it, and on what can sleep at its ends."""
+
+    sleeps: tuple[Sleep, ...]  # what this run may put to sleep
 
     def cut(self, cut: Cut) -> None:
         """And let it come back: returns when both were done."""
 
+    def sleep(self, sleep: Sleep) -> None:
+        """And wake: returns when both were done. RuntimeError if it did not sleep."""
+
 
 class KernelCable:
     """Of a dummy controller, by sysfs, configfs and usbfs."""
+
+    sleeps = tuple(Sleep)
 
     def cut(self, cut: Cut) -> None:
         if cut is Cut.UNBIND:
@@ -101,15 +116,14 @@ class KernelCable:
         finally:
             node.close()
 
+    def sleep(self, sleep: Sleep) -> None:
+        if sleep is Sleep.FREEZER:
+            print(f"freezer: {freeze_tasks()}", flush=True)
+        else:
+            suspend_bus([record.pid for record in all_living(Runtime(Side.HOST))], _device())
+
 
 cable: list[Cable] = [KernelCable()]  # the one of this run; a native run puts its own here
-
-
-class Sleep(Enum):
-    """What is put to sleep for a moment."""
-
-    FREEZER = "freezer"  # every task of the machine (power/pm_test ends it after 5 s)
-    ROOT_HUB = "root hub"  # the USB device and its root hub, as when a laptop's lid is closed
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,7 @@ class Suspend:
         return f"suspend, {self.sleep.value}"
 
     def strike(self) -> None:
-        if self.sleep is Sleep.FREEZER:
-            freeze_tasks()
-        else:
-            suspend_bus(pid_of(Side.HOST, "usb"), _device())
+        cable[0].sleep(self.sleep)
 
 
 Event = Kill | Stop | Unplug | Suspend

@@ -7,10 +7,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.chaos.budgets import Promise
+
+NOT_RUN = "not run yet"
+
 
 class Results:
     """Pauses in seconds by event and, for a cell, stage; and which did not go on.
 
+    `promised`: the pauses that tests.chaos.budgets judges. `measured`: what else was, by its name there.
     `path`: JSON lines, one for each, added to; None: this run only. `beside`: what others measured, only read.
     """
 
@@ -18,19 +23,29 @@ class Results:
         self._path = path
         self._pauses: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self.failures: dict[tuple[str, str], str] = {}
+        self.promised: list[tuple[Promise, float]] = []
+        self.measured: defaultdict[str, list[float]] = defaultdict(list)
         for file in {*beside, *([path] if path is not None and path.exists() else [])}:
             for line in file.read_text().splitlines():
                 self._take(json.loads(line))
 
     def _take(self, row: dict[str, Any]) -> None:
+        if "measured" in row:
+            self.measured[row["measured"]].append(row["s"])
+            return
         cell = (row["event"], row["stage"])
+        if row.get("promise"):
+            self.promised.append((Promise(row["promise"]), row["pause_s"]))
         if "failed" in row:
             self.failures[cell] = row["failed"]
         else:
             self._pauses[cell].append(row["pause_s"])
 
-    def add(self, event: str, stage: str, pause_s: float) -> None:
-        self._keep({"event": event, "stage": stage, "pause_s": round(pause_s, 3)})
+    def add(self, event: str, stage: str, pause_s: float, promise: Promise | None = None) -> None:
+        self._keep({"event": event, "stage": stage, "pause_s": round(pause_s, 4), "promise": promise or ""})
+
+    def measure(self, name: str, seconds: float) -> None:
+        self._keep({"measured": name, "s": round(seconds, 4)})
 
     def add_failure(self, event: str, stage: str, why: str) -> None:
         self._keep({"event": event, "stage": stage, "failed": why})
@@ -49,7 +64,7 @@ class Results:
         if (event, stage) in self.failures:
             return "**failed**"
         pauses = self._pauses[event, stage]
-        return f"{median(pauses) * 1000:.0f} / {max(pauses) * 1000:.0f}" if pauses else "never struck"
+        return f"{median(pauses) * 1000:.0f} / {max(pauses) * 1000:.0f}" if pauses else NOT_RUN
 
     def __str__(self) -> str:
         lines = ["| event | stage | times | outcome | pause, median / longest, ms |", "|---|---|---|---|---|"]

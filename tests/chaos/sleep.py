@@ -6,27 +6,75 @@ Documentation/power/basic-pm-debugging.rst (pm_test), Documentation/driver-api/u
 import ctypes
 import errno
 import os
+import re
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.kernel_log import KernelLog
+
 POWER = Path("/sys/power")
 _FREEZE_MS = 2000  # until the kernel gives up freezing; its own 20 s are only longer
+_FROZEN_S = 0.9 * _FREEZE_MS / 1000  # a task of ours that froze has not run for so long at the least
+_OURS = re.compile(r"replug:|ffs-mm")  # comm of a role, and of who holds a usb's memory
 _LIMIT_S = 20.0  # for a bus to fall asleep
 _PIDFD_GETFD = 438  # on every architecture
 _FORBID_SUSPEND, _ALLOW_SUSPEND = 0x5521, 0x5522  # USBDEVFS_*, linux/usbdevice_fs.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def freeze_tasks() -> None:
-    """Freeze every task, wait 5 s, thaw.
+@dataclass(frozen=True)
+class Freeze:
+    """What the kernel says of one attempt, and what a task of ours saw of it.
 
     The kernel gives up (EBUSY) where a task waits for I/O of a process that is frozen already, as it does with FUSE:
-    then all were frozen for _FREEZE_MS, and a person sees that the machine did not go to sleep.
+    then all others were frozen for _FREEZE_MS, and a person sees that the machine did not go to sleep.
     """
+
+    succeeded: int  # by how much /sys/power/suspend_stats grew
+    failed: int  # suspend_stats/failed_freeze
+    gap_s: float  # the longest that a thread of ours did not run meanwhile
+    refused: tuple[str, ...]  # comm of each task that did not freeze, by the kernel's log
+
+    def __str__(self) -> str:
+        if self.succeeded:
+            return f"all tasks, ours did not run for {self.gap_s:.1f} s"
+        return f"all but {', '.join(self.refused)}; ours did not run for {self.gap_s:.1f} s"
+
+    def complaint(self) -> str | None:
+        """Why it was no sleep, or None if it was one."""
+        if self.succeeded + self.failed != 1:
+            return f"the kernel counts {self.succeeded} freezes and {self.failed} that failed, not one"
+        if self.gap_s < _FROZEN_S:
+            return f"a task of ours ran after {self.gap_s:.3f} s, so it was not frozen"
+        if ours := [name for name in self.refused if _OURS.match(name)]:
+            return f"tasks of replug did not freeze: {', '.join(ours)}"
+        if self.failed and not self.refused:
+            return "the kernel gave up and names no task that did not freeze"
+        return None
+
+
+def freeze_tasks() -> Freeze:
+    """Freeze every task, wait 5 s, thaw. RuntimeError if the tasks did not freeze."""
     (POWER / "pm_freeze_timeout").write_text(str(_FREEZE_MS))
     (POWER / "pm_test").write_text("freezer")
+    before = _counts()
+    with closing(KernelLog()) as log:
+        with closing(_Pulse()) as pulse:
+            _freeze()
+        lines = log.new()
+    succeeded, failed = (now - then for now, then in zip(_counts(), before, strict=True))
+    freeze = Freeze(succeeded, failed, pulse.gap_s, refusing(lines))
+    if complaint := freeze.complaint():
+        raise RuntimeError(f"freezer: {complaint}")
+    return freeze
+
+
+def _freeze() -> None:
+    """The writer itself is never frozen."""
     try:
         (POWER / "state").write_text("freeze")
     except OSError as error:
@@ -34,37 +82,84 @@ def freeze_tasks() -> None:
             raise
 
 
-def suspend_bus(holder: int, device: Path) -> None:
-    """Let the USB device (its place in sysfs) and its root hub fall asleep under their holder, and wake them.
+def refusing(lines: Iterable[str]) -> tuple[str, ...]:
+    """Whom the freezer names as not frozen (kernel/power/process.c, sched_show_task)."""
+    found = (re.match(r"task:(.+?)\s+state:", line) for line in lines)
+    return tuple(match[1] for match in found if match is not None)
 
-    usbfs keeps a device awake for as long as it is open, so its holder's descriptor is borrowed to allow the sleep.
+
+def _counts() -> tuple[int, int]:
+    stats = POWER / "suspend_stats"
+    return int((stats / "success").read_text()), int((stats / "failed_freeze").read_text())
+
+
+class _Pulse:
+    """A thread that does nothing but run now and then. `gap_s`: the longest that it did not."""
+
+    def __init__(self) -> None:
+        self.gap_s, self._ending = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._ending.wait(0.01):
+            now = time.monotonic()
+            self.gap_s, last = max(self.gap_s, now - last), now
+
+    def close(self) -> None:
+        self._ending.set()
+        self._thread.join()
+
+
+def suspend_bus(holders: Iterable[int], device: Path) -> None:
+    """Let the USB device (its place in sysfs) and its root hub fall asleep under their holders, and wake them.
+
+    usbfs keeps a device awake for as long as it is open, so all who may hold it are made to allow the sleep: `usb`, and
+    `session` between a death of `usb` and its successor. One that opens it anew has to be made to once more.
+    RuntimeError if the hub did not sleep.
     """
     device = device.resolve()  # below its hub; the place on the bus is a link
-    hub = device.parent
-    nodes = [node for node in map(_link_target, range(3, 256), [holder] * 253) if node is not None]
-    [number] = [fd for fd, target in nodes if target.startswith("/dev/bus/usb/")]
-    pidfd = os.pidfd_open(holder)
-    with closing(_Borrowed(pidfd, number)) as usbfs:
-        for place in (device, hub):
-            (place / "power/autosuspend_delay_ms").write_text("0")
-            (place / "power/control").write_text("auto")
-        usbfs.ioctl(_ALLOW_SUSPEND)
-        try:
-            end = time.monotonic() + _LIMIT_S
-            while (hub / "power/runtime_status").read_text().strip() != "suspended":
-                if time.monotonic() > end:
-                    raise RuntimeError(f"{hub.name} did not fall asleep within {_LIMIT_S:g} s")
-                time.sleep(0.005)
-        finally:
-            usbfs.ioctl(_FORBID_SUSPEND)
-            (device / "power/control").write_text("on")
-
-
-def _link_target(fd: int, pid: int) -> tuple[int, str] | None:
+    hub, pids = device.parent, list(holders)
+    before, end = _slept_ms(hub), time.monotonic() + _LIMIT_S
+    for place in (device, hub):
+        (place / "power/autosuspend_delay_ms").write_text("0")
+        (place / "power/control").write_text("auto")
     try:
-        return fd, os.readlink(f"/proc/{pid}/fd/{fd}")
+        while _slept_ms(hub) == before:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{hub.name} did not fall asleep within {_LIMIT_S:g} s; {_told(device)}")
+            _tell(pids, _ALLOW_SUSPEND)
+            time.sleep(0.01)  # nothing announces it
+    finally:
+        _tell(pids, _FORBID_SUSPEND)
+        (device / "power/control").write_text("on")
+
+
+def _slept_ms(place: Path) -> int:
+    return int((place / "power/runtime_suspended_time").read_text())
+
+
+def _told(device: Path) -> str:
+    names = ("runtime_status", "runtime_usage", "runtime_active_kids", "control")
+    found = {name: (device / "power" / name) for name in names}
+    return ", ".join(f"{name} {path.read_text().strip()}" for name, path in found.items() if path.exists())
+
+
+def _tell(holders: Iterable[int], request: int) -> None:
+    """An ioctl upon each descriptor of a USB device. Ours is closed at once: a copy would keep its claim alive."""
+    for link in [link for holder in holders for link in _descriptors(holder)]:
+        with suppress(FileNotFoundError, ProcessLookupError):  # closed, or dead, meanwhile
+            if os.readlink(link).startswith("/dev/bus/usb/"):
+                with closing(_Borrowed(os.pidfd_open(int(link.parts[2])), int(link.name))) as usbfs:
+                    usbfs.ioctl(request)
+
+
+def _descriptors(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
     except FileNotFoundError:
-        return None
+        return []
 
 
 @dataclass
@@ -77,7 +172,10 @@ class _Borrowed:
     def __post_init__(self) -> None:
         self.fd = _libc.syscall(_PIDFD_GETFD, self.pidfd, self.number, 0)
         if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+            error = ctypes.get_errno()
+            os.close(self.pidfd)
+            gone = error == errno.EBADF
+            raise FileNotFoundError(error, "closed meanwhile") if gone else OSError(error, "pidfd_getfd")
 
     def ioctl(self, request: int) -> None:
         if _libc.ioctl(self.fd, ctypes.c_ulong(request), None) < 0:

@@ -73,7 +73,7 @@ def flow(loads: list[Workload]) -> None:
 
 
 def events(kind: type) -> Callable[[list[Key]], Planned]:
-    return lambda roles: [(event,) for event in every(roles) if isinstance(event, kind)]
+    return lambda roles: [(event,) for event in every(roles, ()) if isinstance(event, kind)]
 
 
 def deaths_at(*sides: Side) -> Callable[[list[Key]], Planned]:
@@ -83,7 +83,7 @@ def deaths_at(*sides: Side) -> Callable[[list[Key]], Planned]:
 def pairs(seed: int, count: int) -> Callable[[list[Key]], Planned]:
     def chosen(roles: list[Key]) -> Planned:
         choose = random.Random(seed)
-        drawn = (draw(choose, roles) for _ in itertools.count())
+        drawn = (draw(choose, roles, ()) for _ in itertools.count())
         return list(itertools.islice((events for events in drawn if len(events) == 2), count))
 
     return chosen

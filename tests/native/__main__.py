@@ -1,9 +1,10 @@
 """`make chaos-native SEED=... N=...`: N faults from one seed upon both sides as real processes, the kernels modelled.
 
-The scenarios, the workload and the table are those of tests/chaos; EACH, CELLS and RESULTS mean the same. After each
-fault I/O flows, every process that was not struck has kept its pid, and the models have seen nothing that a kernel
-would not take (a request completed twice, say). A failure prints seed, step, the ends of all logs and the model's last
-events, and SEED with N of that step strike the same again.
+The scenarios, the workload and the table are those of tests/chaos; EACH, CELLS, RESULTS and BUDGETS mean the same.
+After each fault I/O flows, every process that was not struck has kept its pid, and the models have seen nothing that a
+kernel would not take (a request completed twice, say). Pauses are judged by the figures that are promised for native
+runs. A failure prints seed, step, the ends of all logs and the model's last events, and SEED with N of that step strike
+the same again.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from common.errors import ReplugError
 from tests.chaos.__main__ import BLOCKS, Planned, Run, verifying
+from tests.chaos.budgets import native_limits
 from tests.chaos.events import Key
 from tests.chaos.results import Results
 from tests.chaos.workload import BLOCK, Violation, Workload
@@ -29,6 +31,7 @@ def main() -> int:
     v0 = bool(os.environ.get("V0"))
     print(f"chaos-native: SEED={seed}{' V0=1' if v0 else ''}", flush=True)
     run = Run(seed, Results(Path(os.environ["RESULTS"]) if os.environ.get("RESULTS") else None), LIMIT_S, on_models)
+    run.limits = native_limits
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="rpn-files-") as place:
@@ -37,14 +40,14 @@ def main() -> int:
                 strike_all(run, here)
             run.judge_files(files)
     except (Violation, ReplugError, RuntimeError, OSError) as error:
-        print(f"{run.results}\nchaos-native: FAIL at step {run.step}: {error}")
+        print(f"{run.results}\n{run.report}\nchaos-native: FAIL at step {run.step}: {error}")
         print(f"again: make chaos-native SEED={seed} N={run.step}", flush=True)
         return 1
-    print(run.results)
+    print(f"{run.results}\n{run.report}")
     took = time.monotonic() - began
     verified = f"{run.verified_bytes >> 20} MiB verified"
     print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {verified}, seed {seed}")
-    return 0
+    return run.verdict()
 
 
 def on_models(devices: list[Path], seed: int) -> list[Workload]:

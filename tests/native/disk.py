@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from gadget.ublk.abi import BlockOp
-from tests.chaos.events import OUT_S, Cut
+from tests.chaos.events import OUT_S, Cut, Sleep
 from tests.native.wire import Line, call
 
 _SECTOR = 512
@@ -40,6 +40,12 @@ class ModelDisk:
 
 class ModelCable:
     """tests.chaos.events.Cable. DEAUTHORIZE is the cable itself, out and in: a new address, where sysfs keeps it."""
+
+    sleeps: tuple[Sleep, ...] = ()
+
+    def sleep(self, sleep: Sleep) -> None:
+        """Never: /sys/power of a native run is that of the machine somebody works at."""
+        raise RuntimeError(f"the models have no {sleep.value} that could sleep")
 
     def cut(self, cut: Cut) -> None:
         if cut is Cut.RESET:

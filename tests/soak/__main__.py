@@ -58,6 +58,7 @@ def _natively(run: Soak, files: list[Path], seed: int) -> None:
 
 def _in_guest(run: Soak, files: list[Path], seed: int) -> None:
     machine = Machine()
+    run.said = machine.said
     with inside.both_sides(*files) as here:
         run.strike_all([Path(here.image_device), Path(here.scratch_device)])
     if complaints := machine.complaints():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bus.runtime import Side
 from tests.chaos.__main__ import Planned, Run
-from tests.chaos.events import Key, kind_of
+from tests.chaos.events import Key, cable, kind_of
 from tests.chaos.scenario import draw
 from tests.chaos.stages import At
 from tests.soak.curves import Sample, kinds
@@ -35,7 +35,7 @@ class Soak(Run):
         self.sample()
         while time.monotonic() < end and not self.stopping():
             self.step += 1
-            events = draw(choose, roles)
+            events = draw(choose, roles, cable[0].sleeps)
             pause_s = self._strike(events)
             self.longest_s = max(self.longest_s, pause_s)
             self.counts.update(_kind(event) for event in events)

@@ -1,0 +1,254 @@
+"""The judges of chaos: which line of the kernel is a fault, what a sleep is, what was promised, what is told."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from bus.runtime import Side
+from tests.chaos import sleep
+from tests.chaos.budgets import (
+    COLD_START,
+    FAULT_FREE,
+    Promise,
+    guest_limits,
+    judged,
+    native_limits,
+    promised,
+    report,
+)
+from tests.chaos.document import Page
+from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Unplug
+from tests.chaos.kernel_log import EXPECTED, text_of, unexpected
+from tests.chaos.results import Results
+from tests.chaos.scenario import cells, draw, every
+from tests.chaos.sleep import Freeze, refusing
+from tests.chaos.stages import At, Stage, Way
+from tests.native.disk import ModelCable
+
+ROLES = [
+    *((Side.GADGET, role) for role in ("queue.a", "queue.b", "usb", "session", "watchdog", "spawner")),
+    *((Side.HOST, role) for role in ("source.a", "source.b", "usb", "session", "watchdog", "spawner")),
+]
+
+
+# -- the kernel's log --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Buffer I/O error on dev ublkb0, logical block 3, async page read",
+        "I/O error, dev ublkb0, sector 8 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 0",
+        "EXT4-fs error (device ublkb1): ext4_find_entry:1683: inode #2: comm ls: reading directory lblock 0",
+        "EXT4-fs (ublkb1): failed to convert unwritten extents",
+        "JBD2: Error -5 detected when updating journal superblock for ublkb1-8.",
+        "Aborting journal on device ublkb1-8.",
+        "Buffer I/O error on device ublkb0, logical block 1",
+        "block ublkb0: no capacity change but an error from 1 to 2",
+        "ublkb0: unable to read partition table",
+        "ublk_drv: ublk_ctrl_start_dev failed",
+        "usb 1-1: usbfs: process 77 (python3) did not claim interface 0 before use",
+        "usb 1-1: Device is not authorized for usage: I/O error",
+        "usb 1-1: device firmware changed",
+        "usb usb1-port1: over-current condition",
+        "INFO: task replug:gadget.usb:77 blocked for more than 120 seconds.",
+        "task:replug:gadget.u state:D stack:0     pid:77    tgid:77    ppid:1      flags:0x00004006",
+        "Call Trace:",
+        "RIP: 0010:ffs_epfile_io+0x1d3/0x6a0 [usb_f_fs]",
+        " ? ffs_epfile_io+0x1d3/0x6a0 [usb_f_fs]",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        "WARNING: CPU: 0 PID: 77 at drivers/usb/gadget/udc/core.c:286 usb_ep_queue+0x1",
+        "general protection fault, probably for non-canonical address done.",
+        "Out of memory: Killed process 77 (python)",
+        "lines of the log were overwritten before they were read",
+    ],
+)
+def test_a_line_of_a_fault_is_not_expected_whatever_it_names(line: str) -> None:
+    assert unexpected([line]) == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "usb 1-1: new high-speed USB device number 12 using dummy_hcd",
+        "usb 1-1: reset high-speed USB device number 12 using dummy_hcd",
+        "usb 1-1: USB disconnect, device number 12",
+        "usb 1-1: New USB device found, idVendor=1209, idProduct=0001, bcdDevice= 6.12",
+        "usb 1-1: authorized to connect",
+        "read descriptors",
+        "read strings",
+    ],
+)
+def test_a_line_of_what_we_struck_is_expected(line: str) -> None:
+    assert unexpected([line]) == []
+
+
+def test_each_expected_line_has_a_reason() -> None:
+    assert all(len(reason) > 5 for reason in EXPECTED.values())
+
+
+def test_a_record_of_the_kernel_is_its_text_without_fields_and_dictionary() -> None:
+    assert text_of("6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n DEVICE=+pci:0\n") == ["NET: Registered"]
+    assert text_of("4,1,2,-;first\\x0asecond; third\n") == ["first", "second; third"]
+
+
+# -- sleep -------------------------------------------------------------------------------------------------------------
+SLEPT = Freeze(succeeded=1, failed=0, gap_s=5.0, refused=())
+GAVE_UP = Freeze(succeeded=0, failed=1, gap_s=2.0, refused=("python",))
+
+
+@pytest.mark.parametrize("freeze", [SLEPT, GAVE_UP])
+def test_tasks_that_froze_are_a_sleep(freeze: Freeze) -> None:
+    assert freeze.complaint() is None
+
+
+@pytest.mark.parametrize(
+    ("freeze", "why"),
+    [
+        (Freeze(0, 0, 2.0, ()), "the kernel counts 0 freezes"),
+        (Freeze(1, 0, 0.2, ()), "a task of ours ran after 0.200 s"),
+        (Freeze(0, 1, 0.2, ("python",)), "a task of ours ran after 0.200 s"),
+        (Freeze(0, 1, 2.0, ("python", "replug:gadget.u")), "tasks of replug did not freeze: replug:gadget.u"),
+        (Freeze(0, 1, 2.0, ()), "names no task"),
+    ],
+)
+def test_a_freeze_that_froze_nobody_of_ours_is_none(freeze: Freeze, why: str) -> None:
+    assert why in (freeze.complaint() or "")
+
+
+def test_whom_the_freezer_names_is_read_from_the_log() -> None:
+    lines = [
+        "Freezing user space processes failed after 2.003 seconds (1 tasks refusing to freeze, wq_busy=0):",
+        "task:python3 main    state:D stack:0     pid:301   tgid:290   ppid:1      flags:0x00004006",
+        "Call Trace:",
+    ]
+    assert refusing(lines) == ("python3 main",)
+
+
+# -- what may be struck ------------------------------------------------------------------------------------------------
+def test_nothing_sleeps_in_a_native_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """/sys/power there is that of the machine somebody works at."""
+    monkeypatch.setattr(sleep, "POWER", tmp_path)
+    choose = random.Random(1)
+    struck = [
+        *every(ROLES, ModelCable.sleeps),
+        *(at.event for at in cells(ROLES, ModelCable.sleeps)),
+        *(strike for _ in range(2000) for strike in draw(choose, ROLES, ModelCable.sleeps)),
+    ]
+    assert not [strike for strike in struck if isinstance(strike, Suspend)]
+    for kind in Sleep:
+        with pytest.raises(RuntimeError, match=f"the models have no {kind.value} that could sleep"):
+            ModelCable().sleep(kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_guest_both_sleeps_are_struck_alone_and_at_every_stage_and_drawn() -> None:
+    sleeps, choose = tuple(Sleep), random.Random(1)
+    drawn = {strike for _ in range(2000) for strike in draw(choose, ROLES, sleeps)}
+    table = cells(ROLES, sleeps)
+    for kind in sleeps:
+        assert every(ROLES, sleeps).count(Suspend(kind)) == 1
+        assert {at.stage for at in table if at.event == Suspend(kind)} == {at.stage for at in table}
+        assert Suspend(kind) in drawn
+
+
+def test_supervision_is_stopped_too() -> None:
+    choose = random.Random(1)
+    drawn = {strike for _ in range(2000) for strike in draw(choose, ROLES, ())}
+    for side in Side:
+        for role in ("watchdog", "spawner"):
+            assert Stop(side, role) in every(ROLES, ())
+            assert Stop(side, role) in drawn
+
+
+# -- what was promised -------------------------------------------------------------------------------------------------
+def at(side: Side, role: str, way: Way) -> At:
+    return At(Stage(side, role, "somewhere", way), None)
+
+
+@pytest.mark.parametrize(
+    ("struck", "promise"),
+    [
+        ([Kill(Side.GADGET, "queue.a")], Promise.GADGET_DATA),
+        ([at(Side.GADGET, "usb", Way.IO)], Promise.GADGET_DATA),
+        ([at(Side.GADGET, "usb", Way.BIRTH)], None),  # two deaths, one after the other
+        ([Kill(Side.HOST, "source.a")], Promise.HOST_DATA),
+        ([Kill(Side.HOST, "session")], Promise.NO_DATA),
+        ([Kill(Side.GADGET, "spawner")], Promise.NO_DATA),
+        ([Unplug(Cut.UNBIND)], Promise.CABLE),
+        ([Unplug(Cut.RESET)], Promise.RESET),
+        ([Stop(Side.GADGET, "usb")], None),
+        ([Suspend(Sleep.FREEZER)], None),
+        ([Kill(Side.GADGET, "usb"), Kill(Side.HOST, "usb")], None),
+    ],
+)
+def test_what_is_promised_is_for_one_event(struck: list[At], promise: Promise | None) -> None:
+    assert promised(struck) is promise
+
+
+def test_native_promises_are_the_budgets_of_the_design() -> None:
+    limits = native_limits({FAULT_FREE: [0.010, 0.030, 0.020]})
+    assert limits[Promise.GADGET_DATA] == 0.1
+    assert limits[Promise.HOST_DATA] == 0.5
+    assert limits[Promise.CABLE] == pytest.approx(1.6), "out for 0.3 s, enumerated within 0.3 s, then 1 s"
+    assert limits[Promise.NO_DATA] == 0.060, "twice the longest gap of the same run"
+    assert Promise.NO_DATA not in native_limits({}), "without such a gap nothing can be said"
+
+
+def test_in_a_guest_the_measure_is_a_cold_start_of_the_same_run() -> None:
+    assert guest_limits({COLD_START: [1.0, 1.4, 9.0]}) == {Promise.GADGET_DATA: 1.4}
+    assert guest_limits({}) == {}
+
+
+def test_one_pause_at_the_limit_keeps_it_and_one_above_misses_it() -> None:
+    limits = {Promise.GADGET_DATA: 0.1}
+    [kept] = judged([(Promise.GADGET_DATA, 0.1)], limits)
+    assert (kept.above, kept.outcome) == (0, "kept")
+    [missed] = judged([(Promise.GADGET_DATA, pause) for pause in (0.05, 0.06, 0.101)], limits)
+    assert (missed.above, missed.outcome) == (1, "MISSED by the longest")
+    [worse] = judged([(Promise.GADGET_DATA, pause) for pause in (0.05, 0.2, 0.3)], limits)
+    assert (worse.above, worse.outcome) == (2, "MISSED, by the median too")
+
+
+def test_the_report_names_what_was_missed_and_how_often() -> None:
+    verdicts = judged(
+        [(Promise.GADGET_DATA, 0.2), (Promise.GADGET_DATA, 0.05), (Promise.HOST_DATA, 0.2)], native_limits({})
+    )
+    told = report(verdicts, {FAULT_FREE: [0.02]})
+    assert "| death of gadget queue, usb | 100 | 2 | 125 / 200 | 1 | MISSED, by the median too |" in told
+    assert "| death of host usb, source | 500 | 1 | 200 / 200 | 0 | kept |" in told
+    assert told.endswith("budgets: MISSED: death of gadget queue, usb")
+    assert report(verdicts[1:], {}).endswith("budgets: kept")
+
+
+def test_a_promise_without_a_measure_is_not_said_to_be_kept() -> None:
+    [one] = judged([(Promise.NO_DATA, 0.2)], {})
+    assert one.outcome == "not promised here"
+
+
+def test_results_of_a_run_that_was_ended_are_judged_with_the_rest(tmp_path: Path) -> None:
+    first = Results(tmp_path / "a.jsonl")
+    first.add("kill -9 gadget usb", "", 0.25, Promise.GADGET_DATA)
+    first.measure(COLD_START, 1.5)
+    again = Results(tmp_path / "a.jsonl")
+    assert again.promised == [(Promise.GADGET_DATA, 0.25)]
+    assert again.measured == {COLD_START: [1.5]}
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+def test_no_cell_of_the_page_is_empty_and_those_not_run_are_named(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a.jsonl")
+    results.add("suspend, root hub", "gadget usb at usb.answer.arrived", 1.0)
+    results.add_failure("kill -9", "gadget usb at usb.answer.arrived", "wrong\nlogs")
+    text = Page(results, native=False).text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(cell.strip() for row in rows for cell in row.strip("|").split("|"))
+    assert "1000 / 1000" in text
+    assert "**failed**" in text
+    assert "- kill -9 at gadget usb at usb.answer.arrived: wrong" in text
+    assert "- SIGSTOP at gadget usb at usb.answer.arrived" in text, "one that was not run"
+
+
+def test_the_native_page_says_why_nothing_sleeps_there() -> None:
+    text = Page(Results(), native=True).text()
+    assert "the models have nothing that could sleep" in text
+    assert not [line for line in text.splitlines() if line.startswith("- suspend")]
