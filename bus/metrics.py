@@ -200,7 +200,10 @@ class _Scrape:
 
 def _loopback(where: str) -> socket.socket:
     """Listening on HOST:PORT. Refused for anything that other machines reach: there is no password."""
-    host, port = checked_address(where)
+    try:
+        host, port = checked_address(where)
+    except Refused as error:
+        raise Refused(f"metrics: {error}") from None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a successor binds what its predecessor had
@@ -213,7 +216,7 @@ def checked_address(where: str) -> tuple[str, int]:
     host, _, port = where.rpartition(":")
     host = {"localhost": "127.0.0.1", "[::1]": "::1"}.get(host, host)
     if not (host == "::1" or host.startswith("127.")) or not port.isascii() or not port.isdigit():
-        raise Refused(f"metrics: {where!r} is not a loopback HOST:PORT: use 127.0.0.1:PORT or [::1]:PORT")
+        raise Refused(f"{where!r} is not a loopback HOST:PORT: use 127.0.0.1:PORT or [::1]:PORT")
     if not 0 < int(port) < 65536:
-        raise Refused(f"metrics: port {port} is not in 1..65535")
+        raise Refused(f"{where!r}: its port is not in 1..65535")
     return host, int(port)

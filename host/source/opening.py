@@ -41,6 +41,16 @@ def open_source(spec: Spec, read_only: bool) -> Source:
         raise
 
 
+def check_values(spec: Spec) -> None:
+    """Refused if an option's value makes no sense. Nothing is opened."""
+    if spec.scheme is Scheme.RANDOM:
+        _noise_bytes(spec)
+    elif spec.scheme is Scheme.FAULT:
+        _fault(spec)
+    if spec.over is not None:
+        check_values(spec.over)
+
+
 def _noise_bytes(spec: Spec) -> int:
     try:
         size_bytes = parse_size(spec.option("size") or "")

@@ -1,5 +1,6 @@
 """Commands as a service manager gives them: what runs is adopted, what is silent replaced, what is dead left alone."""
 
+import argparse
 import os
 import signal
 from pathlib import Path
@@ -8,10 +9,10 @@ import pytest
 
 from bus.role import WATCHDOG
 from bus.runtime import ProcessRecord, living
-from common.errors import Exit, Refused
+from common.errors import Exit
 from tests.unit.test_cli_claim import Serves, serves
 from tests.unit.test_supervise_live import LiveSide, side, steady
-from tools.cli import gadget, host
+from tools.cli import gadget, host, values
 from tools.cli.parser import parse
 from tools.cli.side import adopt
 from tools.supervise.launch import SPAWNER, all_living, await_deaths, kill, supervised
@@ -98,24 +99,22 @@ def test_what_gadget_up_is_asked_reaches_the_roles() -> None:
     options = ["--serial", "s 1", "--vid", "0x18d1", "--pid", "0xffff", "--queue-depth", "8", "--max-io", "64K"]
     parsed = parse(["gadget", "up", *options])
     wish = gadget.Wish(parsed.udc, parsed.serial, parsed.vid, parsed.pid, parsed.queue_depth, parsed.max_io)
-    wish.check()
     assert wish.usb_args("udc0") == {"udc": "udc0", "serial": "s 1", "vendor_id": 0x18D1, "product_id": 0xFFFF}
     assert wish.session_args() == {"queue_depth": 8, "max_io_bytes": 65536}
 
 
 @pytest.mark.parametrize("max_io", [0, 4095, 4096 + 512, 128 * 1024 + 4096])
 def test_a_max_io_outside_of_the_bounds_is_refused(max_io: int) -> None:
-    with pytest.raises(Refused, match=f"--max-io {max_io}: not a multiple of 4096 up to 131072"):
-        gadget.Wish(max_io_bytes=max_io).check()
-    gadget.Wish(max_io_bytes=4096).check()
-    gadget.Wish(max_io_bytes=128 * 1024).check()
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{max_io}: not a multiple of 4096 up to 131072$"):
+        values.max_io(str(max_io))
+    assert [values.max_io(text) for text in ("4K", "128K")] == [4096, 128 * 1024]
 
 
 @pytest.mark.parametrize("serial", ["", " a", "a ", "a\nb", "x" * 127, "é"])
 def test_a_serial_that_no_descriptor_holds_is_refused(serial: str) -> None:
-    with pytest.raises(Refused, match="not a USB serial number"):
-        gadget.Wish(serial=serial).check()
-    gadget.Wish(serial="x" * 126).check()
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a USB serial number: use 1 to 126 printable"):
+        values.serial(serial)
+    assert values.serial("x" * 126) == "x" * 126
 
 
 def test_the_serial_is_the_machines_own_and_does_not_tell_its_id(tmp_path: Path) -> None:

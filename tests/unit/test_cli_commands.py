@@ -120,7 +120,7 @@ def test_a_queue_depth_that_cannot_work(
     """Found by review: above what a host takes in flight the export stood still for ever."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert main(["gadget", "up", "--queue-depth", str(depth)]) == Exit.BAD_INPUT
-    assert error_of(capsys).startswith(f"--queue-depth {depth}: ")
+    assert error_of(capsys).startswith(f"argument --queue-depth: {depth}: ")
 
 
 def test_an_instance_name_that_cannot_be_part_of_a_path(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,17 @@ def test_a_file_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixt
         ("[gadget]\nqueue_depth = 8\n", ":2: queue_depth: not an option of gadget up: the keys are udc, serial,"),
         ("[gadgets]\n", ":1: gadgets: not known here: the tables are [gadget] and [host]"),
         ("host = 1\n", ":1: host: not a table: write it as [host]"),
-        ("[gadget]\nudc = \n", ": not TOML: Invalid value (at line 2, column 7)"),
+        ("[gadget]\nqueue-depth = 1\n", ":2: queue-depth: 1: below 5 a dead queue is noticed too late"),
+        ("[gadget]\nqueue-depth = 999\n", ":2: queue-depth: 999: a host takes "),
+        ('[gadget]\nmax-io = "3K"\n', ":2: max-io: 3K: not a multiple of 4096 up to 131072"),
+        ('[gadget]\nserial = "é"\n', ":2: serial: 'é' is not a USB serial number"),
+        ('[gadget]\nmetrics = "0.0.0.0:1"\n', ":2: metrics: '0.0.0.0:1' is not a loopback HOST:PORT: use 127."),
+        ('[host]\nblock-size = "3K"\n', ":2: block-size: 3K: not a power of two in 512..4096"),
+        ('[host]\nsource = ["a.img",\n"nonsense:xx"]\n', ":2: source: nonsense:xx: nonsense: is not a kind of source"),
+        ('[host]\nsource = "random:7"\n', ":2: source: random:7: its size is no multiple of 512"),
+        ('[host]\nsource = "fault:/s?error=EWHAT&over=/a"\n', ":2: source: fault:/s?error=EWHAT&over=/a: error=EWHAT:"),
+        ("[gadget]\nudc = \n", ":2: not TOML: Invalid value at column 7"),
+        ('[gadget]\nudc = """a\n\n', ":2: not TOML: Unterminated string at the end of the file"),
     ],
 )
 def test_a_fault_names_file_line_and_key(file: Path, capsys: pytest.CaptureFixture[str], text: str, fault: str) -> None:

@@ -1,13 +1,11 @@
 """`replug gadget up` and `replug gadget down`."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bus.runtime import Runtime, Side, check_name
-from common import limits
 from common.errors import Exit, Refused
 from gadget.session.holders import holders_of
 from tools.cli import checks
@@ -18,7 +16,6 @@ from tools.supervise.launch import supervised
 from tools.supervise.plan import gadget_plan
 
 _MACHINE_ID = Path("/etc/machine-id")
-_SERIAL = re.compile(r"[!-~]([ -~]{0,124}[!-~])?")  # what fits a USB string descriptor and is told from its blanks
 
 
 @dataclass(frozen=True)
@@ -42,24 +39,11 @@ class Wish:
         fields = {"queue_depth": self.queue_depth, "max_io_bytes": self.max_io_bytes, "metrics": self.metrics}
         return {k: v for k, v in fields.items() if v is not None}
 
-    def check(self) -> None:
-        """Refused with the bound that it breaks."""
-        depth, max_io = self.queue_depth, self.max_io_bytes
-        if depth is not None and depth < limits.MIN_QUEUE_DEPTH:
-            raise Refused(f"--queue-depth {depth}: below {limits.MIN_QUEUE_DEPTH} a dead queue is noticed too late")
-        if depth is not None and depth > limits.MAX_QUEUE_DEPTH:
-            raise Refused(f"--queue-depth {depth}: a host takes {limits.MAX_QUEUE_DEPTH} of an export at most")
-        if max_io is not None and (not limits.PAGE <= max_io <= limits.MAX_IO_BYTES or max_io % limits.PAGE):
-            raise Refused(f"--max-io {max_io}: not a multiple of {limits.PAGE} up to {limits.MAX_IO_BYTES}")
-        if self.serial is not None and not _SERIAL.fullmatch(self.serial):
-            raise Refused(f"--serial {self.serial!r}: not a USB serial number: use 1 to 126 printable characters")
-
 
 def up(instance: str, wish: Wish, adopt_it: bool) -> int:
     """Bring the gadget side up, or take over what a dead one left: it is the same path."""
     checks.need_root()
     runtime = Runtime(Side.GADGET, check_name(instance, "instance name"))
-    wish.check()
     with bringing_up(runtime, "gadget up"):
         if adopt_it and adopt(runtime):
             say("gadget is up already")

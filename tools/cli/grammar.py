@@ -1,14 +1,13 @@
-"""The grammar of the command line: every command, option and what they take. What they do is tools.cli.commands.
+"""The grammar of the command line: every command, option and what they take. What they do is tools.cli.commands,
+what each value may be tools.cli.values.
 
-Completion, configuration files, the manual page and the documents are made from it. Only argparse is imported here.
+Completion, configuration files, the manual page and the documents are made from it.
 """
 
 import argparse
-import re
 from typing import NoReturn
 
-from common.errors import Refused
-from common.units import parse_size, parse_time
+from tools.cli import values as of
 from tools.version import VERSION
 
 _ROLE_COMMANDS = {
@@ -62,13 +61,13 @@ def grammar() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs (version 1, see docs/status-json.md)")
     status.add_argument("--schema", action="store_true", help="print the JSON schema of --json, and look at nothing")
     status.add_argument("--watch", action="store_true", help="a line for each interval and each change, until Ctrl-C")
-    status.add_argument("--interval", type=_time, default=1.0, metavar="T", help="of --watch (default: 1s)")
+    status.add_argument("--interval", type=of.time, default=1.0, metavar="T", help="of --watch (default: 1s)")
     top = commands.add_parser("top", parents=[common], help="a living look at a side, with keys to act on it")
     _side(top)
-    top.add_argument("--interval", type=_time, default=1.0, metavar="T", help="between two looks (default: 1s)")
+    top.add_argument("--interval", type=of.time, default=1.0, metavar="T", help="between two looks (default: 1s)")
     top.add_argument("--record", metavar="FILE", help="at the end, write what was shown as a moving picture (SVG)")
     top.add_argument(
-        "--for", dest="for_s", type=_time, metavar="T", help="end by itself; with --record no terminal is needed"
+        "--for", dest="for_s", type=of.time, metavar="T", help="end by itself; with --record no terminal is needed"
     )
     for name, text in _ROLE_COMMANDS.items():
         command = commands.add_parser(name, parents=[common], help=text)
@@ -110,11 +109,16 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def _gadget_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="TOML: the table [gadget] has these options as keys")
     parser.add_argument("--udc", metavar="N", help="USB device controller, a name in /sys/class/udc")
-    parser.add_argument("--serial", metavar="S", help="USB serial number, to choose it by (default: from machine-id)")
-    parser.add_argument("--vid", type=_usb_id, metavar="ID", help="USB vendor id (default: 0x1d6b)")
-    parser.add_argument("--pid", type=_usb_id, metavar="ID", help="USB product id (default: 0x0104)")
-    parser.add_argument("--queue-depth", type=int, metavar="N", help="tags of each ublk queue")
-    parser.add_argument("--max-io", type=_size, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
+    parser.add_argument(
+        "--serial",
+        type=of.serial,
+        metavar="S",
+        help="USB serial number, to choose it by (default: from machine-id)",
+    )
+    parser.add_argument("--vid", type=of.usb_id, metavar="ID", help="USB vendor id (default: 0x1d6b)")
+    parser.add_argument("--pid", type=of.usb_id, metavar="ID", help="USB product id (default: 0x0104)")
+    parser.add_argument("--queue-depth", type=of.queue_depth, metavar="N", help="tags of each ublk queue")
+    parser.add_argument("--max-io", type=of.max_io, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
     _metrics_port(parser)
     _adopt(parser)
 
@@ -125,7 +129,7 @@ def _host_serve(parser: argparse.ArgumentParser) -> None:
     )
     _sources(parser, "*")
     forms = "only this gadget: SERIAL, serial:SERIAL, id:VID:PID, or port:1-2.3 as in sysfs"
-    parser.add_argument("--gadget", type=_gadget, metavar="GADGET", help=forms)
+    parser.add_argument("--gadget", type=of.gadget, metavar="GADGET", help=forms)
     parser.add_argument("--background", action="store_true", help="return when all is ready, and go on serving")
     _metrics_port(parser)
     _adopt(parser)
@@ -136,8 +140,10 @@ def _sources(parser: argparse.ArgumentParser, number: str) -> None:
         "a path, file:PATH?ro, http(s)://..., fsspec:s3://..., random:SEED?size=64M, overlay:MAP?over=SOURCE; "
         "NAME=SOURCE names it"
     )
-    parser.add_argument("source", nargs=number, metavar="SOURCE", help=forms)
-    parser.add_argument("--block-size", type=_size, metavar="B", help="512..4096 (default: 4096 where the size allows)")
+    parser.add_argument("source", nargs=number, type=of.source, metavar="SOURCE", help=forms)
+    parser.add_argument(
+        "--block-size", type=of.block_size, metavar="B", help="512..4096 (default: 4096 where the size allows)"
+    )
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
 
 
@@ -153,7 +159,7 @@ def _if_running(parser: argparse.ArgumentParser) -> None:
 
 def _metrics_port(parser: argparse.ArgumentParser) -> None:
     text = "Prometheus metrics on this loopback port too, as 127.0.0.1:9781 (`replug metrics` needs none)"
-    parser.add_argument("--metrics", type=_loopback, metavar="HOST:PORT", help=text)
+    parser.add_argument("--metrics", type=of.loopback, metavar="HOST:PORT", help=text)
 
 
 def _log(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +174,7 @@ def _trace(parser: argparse.ArgumentParser) -> None:
     _side(parser)
     parser.add_argument("role", metavar="ROLE", nargs="?", help="only this one (default: all that handle I/O)")
     parser.add_argument("--io", default="", metavar="ID", help="only I/Os whose id begins so: an export, or one I/O")
-    parser.add_argument("--for", dest="for_s", type=_time, metavar="T", help="end after this time (default: Ctrl-C)")
+    parser.add_argument("--for", dest="for_s", type=of.time, metavar="T", help="end after this time (default: Ctrl-C)")
     _format(parser)
 
 
@@ -196,7 +202,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "system", nargs="*", metavar="SYSTEM", help="bus, link, block, whole, mass_storage, exports (all)"
     )
     parser.add_argument("--full", action="store_true", help="every load, not only those that the ratios are made of")
-    parser.add_argument("--seconds", type=_time, default=3.0, metavar="T", help="of each load (default: 3s)")
+    parser.add_argument("--seconds", type=of.time, default=3.0, metavar="T", help="of each load (default: 3s)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="all of it N times, the fastest counts")
     parser.add_argument("--json", action="store_true", help="for programs (version 1)")
     parser.add_argument("--save", metavar="F", help="write what --json prints there, too")
@@ -207,57 +213,11 @@ def _bench(parser: argparse.ArgumentParser) -> None:
 
 def _capture(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="pcap, written anew; - is standard output")
-    parser.add_argument("--bus", type=_number, metavar="N", help="which bus, 0: all (default: those with a gadget)")
-    parser.add_argument("--device", type=_number, metavar="N", help="only this address on the bus")
-    parser.add_argument("--max-size", type=_size, metavar="B", help="end when the file is as large (default: 256M)")
-    parser.add_argument("--for", dest="for_s", type=_time, metavar="T", help="end after this time (default: Ctrl-C)")
+    parser.add_argument("--bus", type=of.number, metavar="N", help="which bus, 0: all (default: those with a gadget)")
+    parser.add_argument("--device", type=of.number, metavar="N", help="only this address on the bus")
+    parser.add_argument("--max-size", type=of.size, metavar="B", help="end when the file is as large (default: 256M)")
+    parser.add_argument("--for", dest="for_s", type=of.time, metavar="T", help="end after this time (default: Ctrl-C)")
 
 
 def _side(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", choices=("gadget", "host"), help="needed only where both run")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of a bus or device, as lsusb shows them")
-    return int(text)
-
-
-def _usb_id(text: str) -> int:
-    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}", text) or int(text, 16) == 0:  # without 0x, 1234 would be which?
-        raise argparse.ArgumentTypeError(f"{text!r} is not a USB id: write it in hex with 0x, as 0x1d6b")
-    return int(text, 16)
-
-
-def _gadget(text: str) -> str:
-    from host.session.choice import chooser
-
-    try:
-        chooser(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _loopback(text: str) -> str:
-    from bus.metrics import checked_address
-
-    try:
-        checked_address(text)
-    except Refused as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _time(text: str) -> float:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

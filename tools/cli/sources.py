@@ -21,7 +21,7 @@ from common import limits
 from common.errors import Exit, Refused
 from host.source.interface import Can, Geometry
 from host.source.inuse import refuse_in_use
-from host.source.opening import open_source
+from host.source.opening import check_values, open_source
 from host.source.spec import WRAPPERS, Scheme, Spec, parse
 
 _NAME_CHARACTERS = 40  # leaves room for `source.` and a suffix in a socket's path
@@ -56,8 +56,6 @@ def look_at(
     """
     if len(arguments) > limits.MAX_EXPORTS:
         raise Refused(f"{len(arguments)} sources: more than {limits.MAX_EXPORTS}: serve the rest as another --instance")
-    if block_size is not None:
-        _check_block_size(block_size)
     sources: list[Source] = []
     for argument in arguments:
         name, spec = _split(argument)
@@ -86,6 +84,13 @@ def look_at(
             )
         )
     return sources
+
+
+def understood(argument: str) -> Spec:
+    """What is said, without a look at what it names. Refused if it makes no sense whatever is there."""
+    spec = _split(argument)[1]
+    check_values(spec)
+    return spec
 
 
 def _split(argument: str) -> tuple[str | None, Spec]:
@@ -124,14 +129,6 @@ def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, Can]:
 
 def _path_in(spec: Spec) -> Path:
     return Path(urlsplit(spec.body).path if spec.scheme in (Scheme.HTTP, Scheme.HTTPS) else spec.body)
-
-
-def _check_block_size(size: int) -> None:
-    # A u32 power of two that the gadget's ublk can take: at most the page size, 4096 on all but a few machines.
-    if size & (size - 1) or not limits.MIN_BLOCK_SIZE <= size <= limits.PAGE:
-        raise Refused(
-            f"--block-size {size}: not a power of two in {limits.MIN_BLOCK_SIZE}..{limits.PAGE}: ublk takes no other"
-        )
 
 
 def _size_of(path: str, read_only: bool) -> int:

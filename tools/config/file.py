@@ -7,6 +7,7 @@ parser (--config) and by `replug config check`. Every fault is told with file, l
 """
 
 import argparse
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 from bus.runtime import check_name
 from common.errors import Exit, Refused
 from tools.cli.grammar import grammar, leaf
+from tools.cli.values import queue_depth, serial, source
 from tools.config.lines import line_of
 
 COMMANDS = {"gadget": ("gadget", "up"), "host": ("host", "serve")}
+_TEXTS = (None, serial, source)  # of which a number is not one
 _NOT_KEYS = frozenset({"help", "debug", "config", "instance"})  # an instance is named where it is started
 
 
@@ -61,7 +64,7 @@ def read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
         text = Path(path).read_bytes().decode()
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        return values, [f"{path}: not TOML: {error}"]
+        return values, [_not_toml(path, text, str(error))]
     except UnicodeDecodeError as error:
         return values, [f"{path}: not UTF-8 at byte {error.start}: TOML is UTF-8"]
     faults = []
@@ -74,6 +77,17 @@ def read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
         else:
             faults += _read_side(path, text, side, table, values)
     return values, faults
+
+
+def _not_toml(path: str, text: str, error: str) -> str:
+    """tomllib's own words, with the line where every other fault has it."""
+    place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", error)
+    if place is None:
+        return f"{path}: not TOML: {error}"
+    what = error[: place.start()]
+    if place[1] is None:
+        return f"{path}:{text.rstrip().count(chr(10)) + 1}: not TOML: {what} at the end of the file"
+    return f"{path}:{place[1]}: not TOML: {what} at column {place[2]}"
 
 
 def _read_side(path: str, text: str, side: str, table: dict[str, Any], values: dict[str, dict[str, Any]]) -> list[str]:
@@ -126,13 +140,11 @@ def _value(action: argparse.Action, value: Any) -> Any:
 def _one(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{value!r} is not a text or a whole number")
-    if action.type is int:
-        if not isinstance(value, int):
-            raise ValueError(f"{value!r} is not a whole number: write it without quotes")
-        return value
+    if action.type in (int, queue_depth) and not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number: write it without quotes")
+    if action.type in _TEXTS and not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text: put it in quotes")
     if action.type is None:
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a text: put it in quotes")
         result: Any = value
     else:
         assert callable(action.type)
