@@ -21,7 +21,7 @@ from bus.direct import DirectContext
 from bus.envelope import Body, Kind
 from bus.lane import Context, LaneClient, LaneServer
 from bus.loop import Loop, Timer
-from bus.runtime import Runtime, take_name, write_reason
+from bus.runtime import Runtime, sign, take_name, write_reason
 from common import follow, limits, trace
 from common.errors import Gone, Refused, ReplugError, RoleExit
 from common.log import Level, Log
@@ -80,7 +80,7 @@ class Role:
         self._on_watchdog_note: Callable[[dict[str, Any]], None] = lambda note: None
         if self.name != WATCHDOG:
             self.watchdog = self.connect(WATCHDOG, "roles", self._hello, self._introduce, self._from_watchdog)
-            self.loop.beat(limits.BEAT_S, lambda: self.tell_watchdog({"note": "beat"}))
+        self.loop.beat(limits.BEAT_S, self._beat)
 
     # -- lanes and calls -----------------------------------------------------------------------------------------
     def connect(
@@ -138,6 +138,10 @@ class Role:
 
     _introduce_more: Callable[[], None] = staticmethod(lambda: None)
 
+    def _beat(self) -> None:
+        sign(self._name_fd)
+        self.tell_watchdog({"note": "beat"})
+
     def _hello(self) -> Body:
         return {"pid": os.getpid(), "ready": self._ready}
 
@@ -169,6 +173,7 @@ class Role:
         self.loop.watch(ours.fileno(), readable)
 
     def _call_status(self, arguments: Arguments) -> dict[str, Any]:
+        sign(self._name_fd)
         own = {"role": self.name, "pid": os.getpid(), "generation": self.generation}
         return {**own, "log_level": self.log.level.name.lower(), **self.status()}
 

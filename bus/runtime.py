@@ -13,6 +13,7 @@ import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -107,6 +108,10 @@ class Runtime:
     def reason_path(self, role: str) -> Path:
         return self.root / "reason" / role
 
+    def death_path(self, role: str) -> Path:
+        """How the last process of a supervisor ended, if its own supervisor saw it; written when it was seen."""
+        return self.root / f"{role}.death"
+
     def arena_path(self, owner: str, generation: int) -> Path:
         return self.root / "arena" / f"{owner}@{generation}"
 
@@ -158,6 +163,32 @@ def living(runtime: Runtime, role: str) -> ProcessRecord | None:
     """The record of the process that holds this name now, or None. Says nothing about its health."""
     record = read_record(runtime, role)
     return record if record and start_ticks(record.pid) == record.start_ticks else None
+
+
+def sign(name_fd: int) -> None:
+    """A sign of life: the time of change of one's own record, which can be read whoever else is dead or silent."""
+    with contextlib.suppress(OSError):
+        os.utime(name_fd)
+
+
+def last_sign(runtime: Runtime, role: str) -> datetime | None:
+    """When the present or last holder of this name gave its last sign of life; it gives one every BEAT_S at least."""
+    return modified(runtime.record_path(role))
+
+
+def modified(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:
+        return None
+
+
+def run_state(pid: int) -> str:
+    """The letter of proc_pid_stat(5): T is stopped by a signal, t by a debugger, D in the kernel; empty: none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def recorded_roles(runtime: Runtime) -> list[str]:

@@ -45,6 +45,7 @@ class Session:
         self._agreed: frozenset[int] = frozenset()
         self._refused: dict[int, str] = {}
         self._refusals = Refusals(role.log, role.loop.now)
+        self._unserved: dict[int, datetime] = {}  # exports that are not in force, since when
         self._rebooted: dict[int, str] = {}  # those of the refused that the operator decides about
         self._set: tuple[tuple[ExportV1, ...], bytes] | None = None  # the host's last set, and its boot id
         self._ledgers: dict[int, Ledger] = {}
@@ -53,7 +54,7 @@ class Session:
         self._leaving: set[int] = set()  # of those, the ones that nobody uses: their queues are not wanted
         self._looking = False
         self._link: dict[str, Any] = {"state": "absent"}
-        self._since = datetime.now(UTC)
+        self._since = self._born = datetime.now(UTC)
         self._queues: dict[str, dict[str, Any]] = {}
         self._scanned: set[str] = set()  # queues whose disk's partitions were asked for since it is live
         role.on_watchdog(self._want_queues, self._from_watchdog)
@@ -163,6 +164,9 @@ class Session:
         if (decision.agreed, decision.refused) != (self._agreed, self._refused):
             self._role.log.info(f"host configured {len(exports)} exports, {len(decision.agreed)} in force")
         self._agreed, self._refused = decision.agreed, decision.refused
+        now = datetime.now(UTC)
+        devices = {device.record.export_id for device in self._state.devices}
+        self._unserved = {each: self._unserved.get(each, now) for each in devices - self._agreed}
         trace.point("session.saved")
         self._leaving &= {d.record.export_id for d in self._state.devices if d.removed}
         self._want_queues()
@@ -261,7 +265,7 @@ class Session:
         in_force = device.record.export_id in self._agreed or device.record.export_id in self._state.configured
         export_id = device.record.export_id
         wish = self._operator.wishes.get(export_id, parking.NOTHING)
-        state, reason = "live", ""
+        state, reason, since = "live", "", self._unserved.get(export_id, self._born)
         if wish.failed:
             state, reason = "failed", f"{wish.failed}: `replug export resume` gives it a new device"
         elif queue.get("state") not in (None, "running"):
@@ -273,11 +277,13 @@ class Session:
         elif export_id in self._refused:
             state, reason = "parked", self._refused[export_id]
         elif self._link.get("state") != "online":
-            state = "parked"
+            state, since = "parked", self._since
             reason = f"link {self._link.get('state')} since {self._since.isoformat(timespec='seconds')}"
         elif not in_force:
             state, reason = "parked", "the host does not serve it at present"
+        told = {} if state in ("live", "recovering") else {"since": since.isoformat(timespec="milliseconds")}
         return {
+            **told,
             "name": device.label or device.name,
             "role": queue_role(device.name),
             "id": f"{export_id:#010x}",

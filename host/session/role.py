@@ -394,6 +394,7 @@ class Session:
             "block_size": export.block_size,
             "read_only": export.read_only,
             "state": "live" if online and export_id not in self._ejection.ejected else "parked",
+            **({} if online else {"since": self._since.isoformat(timespec="milliseconds")}),
             "reason": reason,
         }
 

@@ -157,8 +157,10 @@ def test_a_kill_is_shown_while_it_lasts_and_told_when_it_is_over(
 def during(lines: list[str], kind: str, role: str, dead: int) -> bool:
     """Does the screen say that it is dead, and why?"""
     head, line = " ".join(lines[:2]), row(lines, role)
-    if kind == "watchdog":  # who tells of the processes is itself gone
-        return "● degraded" in head and "watchdog: no" in head and "below: what was known" in head
+    if kind == "watchdog":  # who tells of the processes is itself gone, and they are told nevertheless
+        others = [row(lines, other) for other in ("spawner", "usb", "session")]
+        told = "watchdog is starting since " in head and " - starting" in line
+        return "● degraded" in head and told and all(" running " in other for other in others)
     if kind == "spawner":
         return "● degraded" in head and " - starting" in line
     return "● degraded" in head and " starting " in line and "signal 9" in line and f" {dead} " not in line

@@ -2,25 +2,30 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tools
-from bus.runtime import Runtime, Side
+from bus.control import ask
+from bus.runtime import Runtime, Side, living
 from common.errors import Exit
+from common.limits import BEAT_S
 from tools.cli import main
 from tools.cli.document import DOCUMENT, faults, json_schema, reference
-from tools.cli.look import COUNTS_S, look
+from tools.cli.look import ANSWER_S, QUIET_S, look
 from tools.cli.side import bring_up, take_down
+from tools.supervise.launch import all_living, await_deaths, kill
 from tools.supervise.plan import Plan, RoleSpec
 
 ROOT = Path(tools.__file__).parent.parent
@@ -66,8 +71,6 @@ def test_the_document_where_nothing_runs_is_as_the_schema_says(
 
 
 def test_the_document_of_a_side_whose_supervision_is_dead_says_so(side: Runtime) -> None:
-    from tools.supervise.launch import all_living, await_deaths, kill
-
     records = all_living(side)
     kill(records)
     assert await_deaths(records, 10.0)
@@ -114,7 +117,7 @@ def test_a_stopped_role_makes_the_look_neither_long_nor_blind(side: Runtime) -> 
     try:
         began = time.monotonic()
         document = look(side)
-        assert time.monotonic() - began < COUNTS_S + 0.7
+        assert time.monotonic() - began < QUIET_S + 0.7
     finally:
         os.kill(pid, signal.SIGCONT)
     assert faults(document) == []
@@ -128,8 +131,56 @@ def test_a_stopped_session_is_named(side: Runtime) -> None:
         document = look(side)
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert (document["state"], document["reason"]) == ("degraded", "session: no answer to 'status' in 1.5 s")
+    assert document["state"] == "degraded"
+    assert re.fullmatch(r"session does not answer since \d\d:\d\d:\d\d: stopped by a signal", document["reason"])
     assert {row["role"] for row in document["processes"]} >= {"session", "usb", "source.disk"}
+
+
+@pytest.mark.parametrize(("busy_s", "silent"), [(2 * QUIET_S, False), (2 * ANSWER_S, True)])
+def test_a_role_that_misses_a_moment_is_not_slandered_and_one_that_hangs_is_told(
+    runtime: Runtime, busy_s: float, silent: bool
+) -> None:
+    session = RoleSpec("session", "tests.unit.roles.telling", {"exports": [{"name": "disk", "role": "source.disk"}]})
+    busy = RoleSpec("usb", "tests.unit.roles.busy")
+    spawner = bring_up(Plan(Side.HOST, "default", (busy, session)), runtime)
+    try:
+        with ThreadPoolExecutor() as pool:
+            began = datetime.now(UTC)
+            call = pool.submit(ask, runtime, "usb", "work", {"for_s": busy_s}, 30.0)
+            while not (runtime.root / "busy").exists():  # it has begun
+                assert not call.done() or call.result()
+            document = look(runtime)
+            call.result()
+        assert faults(document) == []
+        row = next(row for row in document["processes"] if row["role"] == "usb")
+        assert (document["state"], row["answers"]) == ("degraded" if silent else "healthy", not silent)
+        if silent:
+            assert row["reason"] == "busy, or it hangs"
+            told, export = datetime.fromisoformat(row["silent_since"]), document["exports"][0]
+            assert began - timedelta(seconds=BEAT_S + 0.5) < told < datetime.now(UTC) - timedelta(seconds=QUIET_S)
+            assert (export["state"], export["since"]) == ("recovering", row["silent_since"])
+            assert re.fullmatch(r"usb does not answer since \d\d:\d\d:\d\d: busy, or it hangs", export["reason"])
+    finally:
+        take_down(runtime)
+        spawner.wait(5.0)
+
+
+def test_what_runs_is_told_without_any_supervision(side: Runtime) -> None:
+    before = {row["role"]: row for row in look(side)["processes"]}
+    dead = [record for role in ("watchdog", "spawner", "twin") if (record := living(side, role)) is not None]
+    kill(dead)
+    assert await_deaths(dead, 10.0)
+    document = look(side)
+    assert faults(document) == []
+    assert document["state"] == "degraded"
+    assert document["reason"].startswith("its supervision is dead, and what else dies is not started again: ")
+    rows = {row["role"]: row for row in document["processes"]}
+    assert {role for role, row in rows.items() if row["state"] == "running"} == {"usb", "source.disk", "session"}
+    for role in ("usb", "source.disk", "session"):
+        assert (rows[role]["pid"], rows[role]["generation"]) == (before[role]["pid"], before[role]["generation"])
+    for role in ("watchdog", "spawner"):
+        assert (rows[role]["state"], rows[role]["pid"]) == ("failed", None) and rows[role]["since"]
+    assert (document["link"]["state"], document["exports"][0]["state"]) == ("online", "live")
 
 
 def test_what_runs_keeps_its_since_when_the_watchdog_is_replaced(side: Runtime) -> None:
@@ -189,7 +240,7 @@ def test_an_interval_that_would_be_a_load_is_refused(runtime: Runtime, capsys: p
 def test_status_takes_at_most_three_times_as_long_as_importing_zmq(side: Runtime) -> None:
     """Taken in turns, and the best of each, of processor time: what is compared is work, not what else goes on here.
 
-    That it does not wait either is judged by the clock in a look where all answer (COUNTS_S bounds those that do not).
+    That it does not wait either is judged by the clock in a look where all answer (ANSWER_S bounds those that do not).
     """
 
     def took_s(command: list[str]) -> tuple[float, float]:

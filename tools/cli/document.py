@@ -51,8 +51,9 @@ PROCESS: Fields = {
     "pause_ms": ("integer|null", "from the predecessor's death until the successor was ready"),
     "rss_bytes": ("integer", "resident memory"),
     "cpu_percent": ("number", "of one processor, since the status before"),
-    "reason?": ("string", "why it is not running"),
-    "answers?": ("boolean", "false: it runs, and has not answered this look: stopped, or very busy"),
+    "reason?": ("string", "why it is not running, or does not answer"),
+    "answers?": ("boolean", "false: it runs, and has not answered this look: stopped, or it hangs; its I/O waits"),
+    "silent_since?": ("string", "if it does not answer: its last sign of life, at most 5 s before it fell silent"),
     "phase?": ("string", "the watchdog's own name for the state"),
 }
 EXPORT: Fields = {
@@ -64,6 +65,7 @@ EXPORT: Fields = {
     "block_size": ("integer", "bytes of a block"),
     "read_only": ("boolean", "writes are refused"),
     "state": (EXPORT_STATES, "live: I/O flows; parked: waits for the host; recovering: its process is being replaced"),
+    "since?": ("string", "since when it is in this state, ISO 8601, or at least then; missing if it is live"),
     "reason?": ("string", "what it waits for and since when, or why it failed"),
     "unflushed_bytes?": (
         "integer",

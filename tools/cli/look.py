@@ -1,6 +1,7 @@
 """One look at a side: every process is asked at once, and the answers become the document of `replug status`.
 
-Who does not answer is said so; nobody is waited for longer than ANSWER_S. Used by status and top.
+Who does not answer is said so (tools.cli.presence), and of the others what they say: a side whose watchdog is dead is
+not without processes, exports and link. Nobody is waited for longer than ANSWER_S. Used by status and top.
 """
 
 import time
@@ -11,11 +12,11 @@ from bus.runtime import Runtime, living, recorded_roles
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_size
 from tools.cli.document import EXPORT_NAMES, LINK_NAMES, VERSION
-from tools.cli.where import exists, meant, supervised
+from tools.cli.presence import DEAF, hopeless, with_answer, works
+from tools.cli.where import exists, meant
 
-ANSWER_S = 1.5  # for all answers together: a stopped process must not make the look long
-COUNTS_S = 0.3  # and for those that only count, once watchdog and session have answered
-_DEAF = ("spawner", "twin")  # they fork, and must not have ZeroMQ: the watchdog speaks for them
+ANSWER_S = 1.5  # for all answers together; who is busy for longer does no I/O either
+QUIET_S = 0.3  # without any answer: then those that are dead or stopped are not waited for
 NOTHING: dict[str, Any] = {"session_id": None, "link": {"state": "absent"}, "processes": [], "exports": []}
 Document = dict[str, Any]
 
@@ -25,17 +26,17 @@ def look(runtime: Runtime) -> Document:
     head = {"version": VERSION, "side": runtime.side.value, "instance": runtime.instance, "time": _now()}
     if not exists(runtime):
         return {**head, "state": "down", **NOTHING, "reason": "nothing runs"}
-    if not supervised(runtime):
+    names = [role for role in recorded_roles(runtime) if living(runtime, role) is not None]
+    if not names:
         return {**head, "state": "down", **NOTHING, "reason": "its supervision is dead: start the side again"}
-    alive = [role for role in recorded_roles(runtime) if role not in _DEAF and living(runtime, role) is not None]
-    answers = ask_all(runtime, alive)
+    answers = ask_all(runtime, [role for role in names if role not in DEAF])
     watched = answers.get("watchdog")
     if not isinstance(watched, dict):
-        return {**head, "state": "degraded", **NOTHING, "reason": _silent("watchdog", watched)}
+        watched = _unwatched(runtime)
     told = answers.get("session")
-    rows = [_row(row, answers) for row in watched["processes"]]
+    rows = [with_answer(runtime, row, answers) for row in watched["processes"]]
     session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _absent("session", told, rows)}
-    exports = [held_up(_export(export, answers), rows) for export in session.get("exports", [])]
+    exports = [dated(held_up(_export(export, answers), rows), rows) for export in session.get("exports", [])]
     link = session.get("link") or _link_by_usb(answers.get("usb"))
     return {
         **head,
@@ -44,7 +45,7 @@ def look(runtime: Runtime) -> Document:
         "link": {name: value for name, value in link.items() if name in LINK_NAMES},
         "processes": rows,
         "exports": [{name: value for name, value in e.items() if name in EXPORT_NAMES} for e in exports],
-        "reason": "going down" if watched["going_down"] else session.get("reason", ""),
+        "reason": "going down" if watched["going_down"] else _reason(runtime, session, rows),
     }
 
 
@@ -59,7 +60,7 @@ def look_for(side: str | None, instance: str) -> Document:
 
 def judge(watched: dict[str, Any], session: dict[str, Any]) -> str:
     """`healthy` if every process runs, session answers, and no export waits for anything but its host."""
-    running = all(row["state"] in ("running", "gone") for row in watched["processes"])
+    running = all(works(row) or row["state"] == "gone" for row in watched["processes"])
     exports = all(e.get("state") not in ("failed", "recovering") for e in session.get("exports", []))
     exports = exports and not any(e.get("needs_operator") for e in session.get("exports", []))
     # A link that is absent is not a fault of this side; one that was there and is parked is.
@@ -84,20 +85,31 @@ def _export(export: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
 def held_up(export: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """An export is not live while a process that its I/O goes through is not: which, since when, and why.
 
-    Session knows the link and the gadget's queues; of a usb or a source that is dead just now only the watchdog does.
+    Session knows the link and the gadget's queues; of a usb or a source that is dead or silent just now it does not.
     """
     if export.get("state") != "live":
         return export
     for row in rows:
-        if row["role"] in ("usb", export.get("role")) and row["state"] != "running":
+        if row["role"] in ("usb", export.get("role")) and not works(row):
             state = "failed" if row["state"] == "failed" else "recovering"
-            return {**export, "state": state, "reason": why_not(row)}
+            return {**export, "state": state, "reason": why_not(row), "since": row.get("silent_since") or row["since"]}
     return export
 
 
+def dated(export: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whatever waits says since when: of one whose own process is told to be the reason, that is its row's."""
+    row = next((row for row in rows if row["role"] == export.get("role")), None)
+    if export.get("since") or export.get("state") == "live" or row is None or not row["since"]:
+        return export
+    return {**export, "since": row["since"]}
+
+
 def why_not(row: dict[str, Any]) -> str:
-    """`usb is starting since 20:13:00: killed by signal 9`."""
-    since = f" since {_time_of_day(row['since'])}" if row["since"] else ""
+    """`usb is starting since 20:13:00: killed by signal 9`, or `usb does not answer since 20:13:00: ...`."""
+    if row.get("answers") is False and row["state"] == "running":
+        since = f" since {time_of_day(row['silent_since'])}" if row.get("silent_since") else ""
+        return f"{row['role']} does not answer{since}" + (f": {row['reason']}" if row.get("reason") else "")
+    since = f" since {time_of_day(row['since'])}" if row["since"] else ""
     why = row.get("reason") or row["last_exit"]
     return f"{row['role']} is {row['state']}{since}" + (f": {why}" if why else "")
 
@@ -109,20 +121,30 @@ def _link_by_usb(answer: Any) -> dict[str, Any]:
     return {"state": state, **({"since": own["since"]} if own.get("since") else {})}
 
 
-def _time_of_day(iso: str) -> str:
+def time_of_day(iso: str) -> str:
     return datetime.fromisoformat(iso).astimezone().strftime("%H:%M:%S")
 
 
-def _row(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
-    """With `answers`: false for one that runs and has not answered this look (it is stopped, or very busy)."""
-    if row["role"] in _DEAF or row["role"] not in answers:
-        return row
-    return {**row, "answers": not isinstance(answers[row["role"]], Gone)}
+def _unwatched(runtime: Runtime) -> dict[str, Any]:
+    from tools.supervise.report import Report  # only where it is needed: `replug status` is to start fast
+
+    return Report(runtime).without_watchdog()
+
+
+def _reason(runtime: Runtime, session: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Of the whole side: what supervises it or does its I/O, and cannot."""
+    said = [str(session.get("reason", ""))]
+    if not any(living(runtime, role) is not None for role in ("watchdog", *DEAF)):
+        said.append("its supervision is dead, and what else dies is not started again: start the side again")
+    else:
+        said += [why_not(row) for row in rows if row["role"] == "watchdog" and row["state"] != "running"]
+    said += [why_not(row) for row in rows if row["state"] == "running" and not works(row)]
+    return "; ".join(dict.fromkeys(filter(None, said)))
 
 
 def _absent(role: str, answer: Any, rows: list[dict[str, Any]]) -> str:
     row = next((row for row in rows if row["role"] == role), None)
-    return why_not(row) if row is not None and row["state"] != "running" else _silent(role, answer)
+    return why_not(row) if row is not None and not works(row) else _silent(role, answer)
 
 
 def _silent(role: str, answer: Any) -> str:
@@ -142,6 +164,7 @@ def ask_all(runtime: Runtime, roles: list[str], timeout_s: float = ANSWER_S) -> 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         poller, asked = zmq.Poller(), {}
+        records = {role: living(runtime, role) for role in roles}
         call = Envelope(Kind.CALL, "command.status", 0, ANY_GENERATION, [1, "status", {}]).encode()
         for role in roles:
             socket = context.socket(zmq.DEALER)
@@ -155,11 +178,12 @@ def ask_all(runtime: Runtime, roles: list[str], timeout_s: float = ANSWER_S) -> 
         answers: dict[str, Any] = {role: Gone(f"{role}: {late}") for role in roles}
         deadline = time.monotonic() + timeout_s
         while asked and (left := deadline - time.monotonic()) > 0:
-            for socket, _ in poller.poll(int(left * 1000) + 1):
+            ready = poller.poll(int(min(left, QUIET_S) * 1000) + 1)
+            for socket, _ in ready:
                 poller.unregister(socket)
                 answers[asked.pop(socket)] = _answer(Envelope.decode(socket.recv()).body)
-            if not {"watchdog", "session"} & set(asked.values()):
-                deadline = min(deadline, time.monotonic() + COUNTS_S)
+            if not ready and all(hopeless(runtime, records[role]) for role in asked.values()):
+                break
         return answers
     finally:
         context.destroy(linger=0)

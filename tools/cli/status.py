@@ -13,7 +13,7 @@ from common.units import show_size, show_time
 from tools.cli.document import json_schema
 from tools.cli.look import judge as judge
 from tools.cli.look import look as look
-from tools.cli.look import look_for
+from tools.cli.look import look_for, time_of_day, why_not
 from tools.cli.where import find
 
 _STATES = {"healthy": Exit.DONE, "degraded": Exit.FAULT, "down": Exit.DOWN}
@@ -92,7 +92,7 @@ def process_cells(row: dict[str, Any]) -> list[str]:
     """One process as text: role, pid, state, restarts, memory, CPU, last exit or reason."""
     last = row.get("reason") if row["state"] in ("failed", "stuck", "starting") else row["last_exit"]
     if row["state"] == "running" and row.get("answers") is False:
-        last = f"does not answer; {last}".removesuffix("; ")
+        last = why_not(row).removeprefix(f"{row['role']} ")
     pause = f", pause {row['pause_ms']} ms" if row["last_exit"] and row["pause_ms"] is not None else ""
     return [
         row["role"],
@@ -106,7 +106,9 @@ def process_cells(row: dict[str, Any]) -> list[str]:
 
 
 def export_cells(export: dict[str, Any]) -> list[str]:
-    state = str(export.get("state", "")) + (f": {export['reason']}" if export.get("reason") else "")
+    reason = str(export.get("reason", ""))
+    since = f" since {time_of_day(export['since'])}" if export.get("since") and " since " not in reason else ""
+    state = str(export.get("state", "")) + since + (f": {reason}" if reason else "")
     if "read_bytes_s" in export:
         rates = f"read {show_size(export['read_bytes_s'])}/s, write {show_size(export['write_bytes_s'])}/s"
         state += f"; {rates}, {export.get('in_flight', 0)} in flight"

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from tools.cli.document import reference
 from tools.docs.pages import man, markdown
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"docs/reference/commands.md": markdown, "packaging/replug.1": man}
+PAGES = {"docs/reference/commands.md": markdown, "docs/status-json.md": reference, "packaging/replug.1": man}
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from bus.role import WATCHDOG
 from bus.runtime import Runtime, living
 from common import limits
 from common.log import Log
+from tools.supervise.core import describe_exit
 from tools.supervise.launch import open_pidfd
 
 
@@ -21,7 +22,7 @@ class Keeper:
     """`fork` makes a watchdog and returns its pid, or raises OSError."""
 
     def __init__(self, runtime: Runtime, log: Log, fork: Callable[[], int]) -> None:
-        self._log, self._fork = log, fork
+        self._runtime, self._log, self._fork = runtime, log, fork
         self.pid: int | None = None
         self.pidfd: int | None = None  # of one that is not our child: its death is told by this
         self._due = 0.0  # monotonic seconds: when to fork, or how long the present wait for a word is
@@ -41,8 +42,11 @@ class Keeper:
     def heard(self) -> None:
         self._spoke, self._silent_waits, self._due = True, 0, time.monotonic() + limits.SILENCE_S
 
-    def died(self) -> None:
-        """It is dead. The caller has stopped watching its pidfd, if there is one."""
+    def died(self, status: int | None) -> None:
+        """It is dead, by a waitpid status if it was our child. The caller has stopped watching its pidfd."""
+        how = describe_exit(status, None)
+        with contextlib.suppress(OSError):  # a full tmpfs must not hold up its successor
+            self._runtime.death_path(WATCHDOG).write_text(how)
         if self.pidfd is not None:
             os.close(self.pidfd)
         early = not self._spoke
@@ -50,7 +54,8 @@ class Keeper:
         pause = limits.BACKOFF_FLOOR_S * 2 ** min(self._early_deaths - 1, 20) if early else 0.0
         self._due = time.monotonic() + min(pause, limits.BACKOFF_CEILING_S)
         self.pidfd = self.pid = None
-        self._log.warning("watchdog is dead" + (f", {self._early_deaths} times before it was there" if early else ""))
+        again = f", {self._early_deaths} times before it was there" if early else ""
+        self._log.warning(f"watchdog is dead: {how}{again}")
 
     def keep(self) -> None:
         """To be called when nothing is left to be read: what was said must be heard before it is called silent."""

@@ -46,6 +46,11 @@ class SpawnerLink:
         loop.beat(limits.BEAT_S, self._beat)
         self._connect()
 
+    @property
+    def lost_at(self) -> float | None:
+        """Since when there is no spawner (the loop's time); None: there is one."""
+        return self._lost_at if self._socket is None else None
+
     def send(self, order: dict[str, Any]) -> bool:
         """False if it is not under way (no spawner has greeted us): its greeting is the moment to order again."""
         if self._socket is None or not self._greeted:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from bus import fds as fdsocket
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, Side, boottime_ns, living, take_name, write_reason
+from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, write_reason
 from common import limits, trace
 from common.errors import Gone, ReplugError, RoleExit, WireError
 from common.log import Log
@@ -176,13 +176,13 @@ class Spawner:
         if child is None:
             return  # an orphan of a role's
         if pid == self._keeper.pid:
-            self._keeper.died()
+            self._keeper.died(status)
         self._tell({"event": "exit", "role": child.role, "pid": pid, "status": status})
 
     def _adopted_watchdog_died(self) -> None:
         if self._keeper.pidfd is not None:
             self._selector.unregister(self._keeper.pidfd)
-        self._keeper.died()
+        self._keeper.died(None)
 
     # -- orders --------------------------------------------------------------------------------------------------
     def _accept(self) -> None:
@@ -215,6 +215,7 @@ class Spawner:
     def _obey(self, peer: socket.socket, message: dict[str, Any], received: list[int]) -> None:
         match message["do"]:
             case "beat":
+                sign(self._name_fd)
                 self._keeper.heard()
                 self._send(peer, {"event": "beat"})
             case "watch":

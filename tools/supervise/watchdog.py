@@ -354,7 +354,7 @@ class Watchdog:
         return {"side": self._plan.side.value, "instance": self._plan.instance, "roles": roles}
 
     def _status(self, arguments: Arguments) -> dict[str, Any]:
-        return self._report.status(self._core, self._plan, self._link.twin, self._loop.now())
+        return self._report.status(self._core, self._plan, self._link.twin, self._link.lost_at, self._loop.now())
 
 
 def _job_of(role: str, body: dict[str, Any]) -> str:

@@ -62,6 +62,10 @@ def process_event(before: Document | None, row: Document) -> str | None:
             return f"{role} {how}, its successor is {state}" + (f": {why}" if why and why != how else "")
         more = row["restarts"] - before["restarts"]
         return f"{role} {how}{tail}" + (f" ({more} times)" if more > 1 else "")
+    if not row["generation"] and before["generation"]:  # watchdog or spawner: there is no record of a successor yet
+        return f"{role} {row['last_exit'] or 'is dead'}, its successor is starting"
+    if row["generation"] and not before["generation"] and before["state"] == "starting" and state == "running":
+        return f"{role} running{tail}"
     same = bool(row["pid"]) and row["pid"] == before["pid"]
     if same and state == "starting" and before["state"] == "running":
         return None  # a new watchdog has found it, and has not heard from it yet
