@@ -42,6 +42,7 @@ class Store:
 
     def __init__(self, tree: GadgetTree, runtime: Runtime) -> None:
         self.tree, self.runtime = tree, runtime
+        self.ours: list[int] = []  # who held a dead owner's memory is our child, as it is the spawner's otherwise
         tree.create()
         self.ep0 = Ep0.open(tree.mount_point)
         self.fds = [open_file(tree.mount_point / f"ep{n}") for n in range(1, 5)]
@@ -59,6 +60,8 @@ class Store:
         for fd in (self.ep0.fd, *self.fds):
             os.close(fd)
         predecessor.remove(self.tree, mm_hold.left(self.runtime, ROLE))
+        for pid in self.ours:
+            os.waitpid(pid, 0)
 
 
 @pytest.fixture
@@ -104,6 +107,7 @@ def killed_in_a_copy(store: Store) -> None:
         assert sent.result(DEADLINE_S) == 512
     assert select.select([told], [], [], DEADLINE_S)[0] and os.read(told, 1) == b"c", "the copy meets no hole"
     os.close(told)
+    store.ours += [hold.pid for hold in mm_hold.left(store.runtime, ROLE)]
     os.kill(owner, signal.SIGKILL)
     os.waitpid(owner, 0)
 
