@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bus.runtime import Runtime, living
+from tests.chaos import stages
 from tests.chaos.budgets import COLD_START, FAULT_FREE, Judged, Promise, guest_limits, judged, promised, report
 from tests.chaos.events import Key, cable, kind_of
 from tests.chaos.machine import Machine, memory
@@ -36,6 +37,7 @@ WORKERS = 3
 FLOW = 6  # completions of each workload after a fault, before the next
 LIMIT_S = 90.0  # for I/O to flow again; far above every budget, so that a wedge ends with a name
 DOWN_S = 10.0  # `gadget down`, in the guest
+LIMIT_COLD = 60  # or so many cold starts of Python, where the guest waits for a processor of its host most of the time
 COLD_STARTS = 3  # of Python, before anything of ours runs
 GAP_S, GAP_EVERY = 1.0, 25  # a look at I/O without a fault, and after how many faults the next
 Planned = Sequence[tuple[Strike, ...]]
@@ -55,7 +57,8 @@ def main() -> int:
     loads: Loads = programs if os.environ.get("LOAD") == "fio" else verifying
     for _ in range(COLD_STARTS):
         results.measure(COLD_START, _cold_start())
-    machine, run = Machine(), Run(seed, results, loads=loads, part=slice(part - 1, None, parts))
+    limit_s = _wait_for_a_slow_machine(max(results.measured[COLD_START][-COLD_STARTS:]))
+    machine, run = Machine(), Run(seed, results, limit_s, loads, slice(part - 1, None, parts))
     run.said = machine.said
     try:
         with inside.both_sides(*files) as bench:
@@ -204,6 +207,13 @@ def _replaced(before: dict[Key, int], changed: set[Key]) -> bool:
         if record is None or record.pid == before.get((side, role)):
             return False
     return before.keys() <= inside.pids().keys()
+
+
+def _wait_for_a_slow_machine(cold_s: float) -> float:
+    """Limits of waiting, which only give a wedge its name, grow with the slowness of the guest. Budgets do not."""
+    limit_s = max(LIMIT_S, LIMIT_COLD * cold_s)
+    inside.DEADLINE_S, stages.REACH_S = limit_s, limit_s / 3
+    return limit_s
 
 
 def _cold_start() -> float:

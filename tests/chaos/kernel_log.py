@@ -6,10 +6,10 @@ A pattern must match a whole line, so that no name in the middle of one ("ublkb0
 import errno
 import os
 import re
+from collections.abc import Iterable
 
 _USB = r"usb \d+-\d+: "
 _SPEED = r"(?:high-speed|full-speed|SuperSpeed) USB device number \d+ using dummy_(?:hcd|udc)"
-_STACK = r"(?:\? )?[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])?"
 
 EXPECTED = {
     _USB + r"new " + _SPEED: "the cable was put in: a device is enumerated",
@@ -44,9 +44,42 @@ EXPECTED = {
 _KNOWN = re.compile("|".join(f"(?:{pattern})" for pattern in EXPECTED))
 
 
-def unexpected(lines: list[str]) -> list[str]:
-    """Those that are no kind of EXPECTED."""
-    return [line for line in lines if not _KNOWN.fullmatch(line)]
+_GAVE_UP = re.compile(r"Freezing user space processes failed after .* \((\d+) tasks? refusing to freeze.*")
+_DUMPED = re.compile(r"task:(.+?)\s+state:")
+_OURS = re.compile(r"replug:|ffs-mm")  # comm of a role, and of who holds a usb's memory
+
+
+def unexpected(lines: Iterable[str]) -> list[str]:
+    """Those that are no kind of EXPECTED, nor the stack of a task that the freezer could not freeze.
+
+    Such a task is one of the load, in an uninterruptible wait for the disk whose server is frozen already. A role of
+    ours among them is a fault, and so is a stack that anybody else shows.
+    """
+    found, dumps, inside = [], 0, False
+    for line in lines:
+        if gave_up := _GAVE_UP.fullmatch(line):
+            dumps, inside = int(gave_up[1]), False
+        elif dumps and (dumped := _DUMPED.match(line)):
+            inside = True
+            if _OURS.match(dumped[1]):
+                found.append(line)
+        elif inside:
+            inside = line.strip() != "</TASK>"
+            dumps -= not inside
+        elif not _KNOWN.fullmatch(line):
+            found.append(line)
+    return found
+
+
+def refusing(lines: Iterable[str]) -> tuple[str, ...]:
+    """Whom the freezer names as not frozen (kernel/power/process.c, sched_show_task): their comm."""
+    found = (_DUMPED.match(line) for line in lines)
+    return tuple(match[1] for match in found if match is not None)
+
+
+def ours(names: Iterable[str]) -> list[str]:
+    """Those of them that are processes of replug."""
+    return [name for name in names if _OURS.match(name)]
 
 
 class KernelLog:

@@ -6,7 +6,6 @@ Documentation/power/basic-pm-debugging.rst (pm_test), Documentation/driver-api/u
 import ctypes
 import errno
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable
@@ -14,12 +13,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.kernel_log import KernelLog
+from tests.chaos.kernel_log import KernelLog, ours, refusing
 
 POWER = Path("/sys/power")
 _FREEZE_MS = 2000  # until the kernel gives up freezing; its own 20 s are only longer
 _FROZEN_S = 0.9 * _FREEZE_MS / 1000  # a task of ours that froze has not run for so long at the least
-_OURS = re.compile(r"replug:|ffs-mm")  # comm of a role, and of who holds a usb's memory
 _LIMIT_S = 20.0  # for a bus to fall asleep
 _PIDFD_GETFD = 438  # on every architecture
 _FORBID_SUSPEND, _ALLOW_SUSPEND = 0x5521, 0x5522  # USBDEVFS_*, linux/usbdevice_fs.h
@@ -50,8 +48,8 @@ class Freeze:
             return f"the kernel counts {self.succeeded} freezes and {self.failed} that failed, not one"
         if self.gap_s < _FROZEN_S:
             return f"a task of ours ran after {self.gap_s:.3f} s, so it was not frozen"
-        if ours := [name for name in self.refused if _OURS.match(name)]:
-            return f"tasks of replug did not freeze: {', '.join(ours)}"
+        if awake := ours(self.refused):
+            return f"tasks of replug did not freeze: {', '.join(awake)}"
         if self.failed and not self.refused:
             return "the kernel gave up and names no task that did not freeze"
         return None
@@ -74,18 +72,15 @@ def freeze_tasks() -> Freeze:
 
 
 def _freeze() -> None:
-    """The writer itself is never frozen."""
+    """One attempt: a file object would write again when it is closed. The writer itself is never frozen."""
+    state = os.open(POWER / "state", os.O_WRONLY)
     try:
-        (POWER / "state").write_text("freeze")
+        os.write(state, b"freeze")
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-
-
-def refusing(lines: Iterable[str]) -> tuple[str, ...]:
-    """Whom the freezer names as not frozen (kernel/power/process.c, sched_show_task)."""
-    found = (re.match(r"task:(.+?)\s+state:", line) for line in lines)
-    return tuple(match[1] for match in found if match is not None)
+    finally:
+        os.close(state)
 
 
 def _counts() -> tuple[int, int]:

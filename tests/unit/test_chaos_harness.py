@@ -1,5 +1,7 @@
 """The judges of chaos: which line of the kernel is a fault, what a sleep is, what was promised, what is told."""
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from tests.chaos.budgets import (
 )
 from tests.chaos.document import Page
 from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Unplug
-from tests.chaos.kernel_log import EXPECTED, text_of, unexpected
+from tests.chaos.kernel_log import EXPECTED, refusing, text_of, unexpected
 from tests.chaos.results import Results
 from tests.chaos.scenario import cells, draw, every
-from tests.chaos.sleep import Freeze, refusing
+from tests.chaos.sleep import Freeze
 from tests.chaos.stages import At, Stage, Way
 from tests.native.disk import ModelCable
 
@@ -82,6 +84,34 @@ def test_a_line_of_what_we_struck_is_expected(line: str) -> None:
     assert unexpected([line]) == []
 
 
+GAVE_UP_LINES = """Freezing user space processes failed after 2.002 seconds (2 tasks refusing to freeze, wq_busy=0):
+task:python          state:D stack:0     pid:355   tgid:200   ppid:1      flags:0x00004006
+Call Trace:
+ <TASK>
+ __schedule+0x4e0/0xbf0
+ </TASK>
+task:{second}        state:D stack:0     pid:356   tgid:200   ppid:1      flags:0x00004006
+Call Trace:
+ <TASK>
+RIP: 0033:0x7f9082188261
+ </TASK>
+OOM killer enabled.
+Restarting tasks ... done.""".splitlines()
+
+
+def test_a_task_of_the_load_that_waited_for_the_frozen_disk_is_expected_and_only_where_the_freezer_names_it() -> None:
+    dump = [line.format(second="fio main") for line in GAVE_UP_LINES]
+    assert unexpected(dump) == []
+    assert unexpected(dump[1:6]) == dump[1:6], "the same stack without the freezer"
+    assert unexpected([*dump, *dump[1:6]]) == dump[1:6], "more stacks than tasks that refused"
+    assert unexpected([*dump, "BUG: soft lockup"]) == ["BUG: soft lockup"]
+
+
+def test_a_role_that_did_not_freeze_is_a_fault() -> None:
+    dump = [line.format(second="replug:usb") for line in GAVE_UP_LINES]
+    assert unexpected(dump) == [dump[6]]
+
+
 def test_each_expected_line_has_a_reason() -> None:
     assert all(len(reason) > 5 for reason in EXPECTED.values())
 
@@ -113,6 +143,21 @@ def test_tasks_that_froze_are_a_sleep(freeze: Freeze) -> None:
 )
 def test_a_freeze_that_froze_nobody_of_ours_is_none(freeze: Freeze, why: str) -> None:
     assert why in (freeze.complaint() or "")
+
+
+def test_the_kernel_is_asked_once_to_freeze(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second attempt, right after the first gave up, would be another sleep than the one that is judged."""
+    (tmp_path / "state").touch()
+    monkeypatch.setattr(sleep, "POWER", tmp_path)
+    attempts = []
+
+    def busy(fd: int, data: bytes) -> int:
+        attempts.append(data)
+        raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(os, "write", busy)
+    sleep._freeze()
+    assert attempts == [b"freeze"]
 
 
 def test_whom_the_freezer_names_is_read_from_the_log() -> None:
