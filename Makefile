@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -89,6 +89,9 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_doctor.py
+
+boot: setup ## a Debian that starts from a replug disk, by dracut and by initramfs-tools, each process killed there: minutes
+	timeout --foreground -k 20 3000 $(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_boot.py
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb

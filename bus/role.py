@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import zmq
 
+from bus import newroot
 from bus.control import Arguments, ControlServer, Method
 from bus.direct import DirectContext
 from bus.envelope import Body, Kind
@@ -139,6 +140,8 @@ class Role:
     _introduce_more: Callable[[], None] = staticmethod(lambda: None)
 
     def _beat(self) -> None:
+        if newroot.keep_up(self.runtime.root):
+            self.log.info("the root file system was switched: following it")
         sign(self._name_fd)
         self.tell_watchdog({"note": "beat"})
 

@@ -15,6 +15,7 @@ from tools.package.tree import installed
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / ".setup/debian"
 DRACUT = ROOT / "packaging/dracut/90replug"
+INITRAMFS = [ROOT / "packaging/initramfs/hooks/replug", ROOT / "packaging/initramfs/scripts/local-block/replug"]
 OPENRC = sorted((ROOT / "packaging/openrc").iterdir())
 # What a gadget side is made of, each in a process of its own.
 ROLES = ("gadget.usb.role", "gadget.ublk.role", "gadget.session.role", "tools.supervise.spawner",
@@ -23,6 +24,8 @@ _HARNESS = """\
 # dracut-init.sh's functions as far as the module calls them; executable files' libraries come, as at dracut's end
 inst_multiple() { "$DRACUT_INSTALL" -D "$initdir" -l -a "$@"; }
 inst_hook() { echo "hook $1 $2 $(basename "$3")"; [ -e "$3" ]; }
+inst_rules() { echo "rules $*"; }
+dracut_need_initqueue() { echo "initqueue"; }
 dfatal() { echo "fatal: $*"; }
 moddir=$1 initdir=$2
 . "$moddir/module-setup.sh"
@@ -61,8 +64,8 @@ def installation(stage: Path) -> Path:
     kmod.chmod(0o755)
     module = stage / "usr/lib/dracut/modules.d/90replug"
     setup = module / "module-setup.sh"
-    setup.write_text(setup.read_text().replace("/usr/lib/replug", f"{stage}/usr/lib/replug").replace(
-        "/usr/bin/replug", f"{stage}/usr/bin/replug"))  # fmt: skip
+    placed = setup.read_text().replace("/usr/lib/replug", f"{stage}/usr/lib/replug")
+    setup.write_text(placed.replace("/usr/bin/replug", f"{stage}/usr/bin/replug"))
     return module
 
 
@@ -84,7 +87,12 @@ def test_the_initramfs_has_all_that_the_gadget_side_imports(tmp_path: Path) -> N
     stage, tree = tmp_path / "stage", tmp_path / "tree"
     done = install(installation(stage), tree, variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "hook pre-mount 10 replug-up.sh\n"
+    # dracut waits in its initqueue for the root's device, which nothing but this hook makes
+    assert done.stdout.splitlines() == [
+        "rules 71-replug-gadget.rules",
+        "hook initqueue/settled 10 replug-up.sh",
+        "initqueue",
+    ]
     library = {**variables, "PYTHONPATH": f"{stage}/usr/lib/replug:{variables['PYTHONPATH']}"}
     for role in ROLES:
         imported = inside(tree, library, "/usr/bin/python3", "-P", "-c", f"import {role}")
@@ -97,10 +105,11 @@ def test_a_machine_whose_python_lacks_what_is_imported_is_told_and_makes_no_init
     variables = environment(debian())
     variables["PYTHONPATH"] = str(tmp_path)
     done = install(installation(tmp_path / "stage"), tmp_path / "tree", variables)
-    assert done.returncode != 0 and "fatal: replug: python3 lacks zmq, msgpack or psutil" in done.stdout
+    assert done.returncode != 0 and "fatal: replug" in done.stdout
+    assert "replug: python3 lacks zmq: install it" in done.stderr
 
 
-@pytest.mark.parametrize("script", [*sorted(DRACUT.iterdir()), *OPENRC], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*sorted(DRACUT.iterdir()), *INITRAMFS, *OPENRC], ids=lambda path: path.name)
 def test_every_script_is_syntax_of_its_shell(script: Path) -> None:
     shell = "bash" if script.read_text().startswith("#!/bin/bash") else "sh"
     done = subprocess.run([shell, "-n", script], capture_output=True, text=True, timeout=10)
@@ -158,3 +167,76 @@ def test_openrc_may_ask_for_the_status_of_a_side_that_is_down(script: Path, tmp_
     assert "extra_started_commands" not in script.read_text()
     side = script.name.removeprefix("replug-")
     assert openrc(script, "status", tmp_path, exit_status=5) == [f"replug status --side {side} --instance default"]
+
+
+# -- what brings the gadget side up in an initramfs -------------------------------------------------------------------
+_DRACUT_TURN = """\
+getarg() { sed -n 's/.*rd.replug=\\([^ ]*\\).*/\\1/p' "$CMDLINE"; }
+modprobe() { :; }
+warn() { echo "warn $*"; }
+set -- of the caller
+. "$SCRIPT"
+[ "$*" = "of the caller" ] || echo "the caller's words are gone"
+"""
+_TOOLS_TURN = """\
+modprobe() { :; }
+log_warning_msg() { echo "warn $*"; }
+. "$SCRIPT"
+"""
+
+
+class Initramfs:
+    """One of the two scripts, in a world of its own: a command line, controllers, and a replug that ends as told."""
+
+    def __init__(self, maker: str, work: Path) -> None:
+        script, self._turn = {
+            "dracut": (DRACUT / "replug-up.sh", _DRACUT_TURN),
+            "initramfs-tools": (INITRAMFS[1], _TOOLS_TURN),
+        }[maker]
+        self.work, self.controllers = work, work / "udc"
+        program = work / "replug"
+        program.write_text('#!/bin/sh\necho "replug $* storage=$REPLUG_ROOT_STORAGE"\nexit "$EXIT"\n')
+        program.chmod(0o755)
+        text = (
+            script.read_text().replace("/usr/bin/replug", str(program)).replace("/sys/class/udc", str(self.controllers))
+        )
+        text = text.replace("/run/replug-up", str(work / "is-up")).replace("/proc/cmdline", str(work / "cmdline"))
+        (work / "script").write_text(text.replace(". /scripts/functions\n", ""))
+
+    def turn(self, cmdline: str, exit_status: int = 0) -> list[str]:
+        """One look while the root's device is waited for."""
+        (self.work / "cmdline").write_text(cmdline + "\n")
+        variables = {"PATH": os.environ["PATH"], "SCRIPT": str(self.work / "script"), "EXIT": str(exit_status)}
+        variables["CMDLINE"] = str(self.work / "cmdline")
+        done = subprocess.run(["sh", "-c", self._turn], env=variables, capture_output=True, text=True, timeout=20)
+        assert done.stderr == "", done.stderr
+        return done.stdout.splitlines()
+
+
+MAKERS = pytest.mark.parametrize("maker", ["dracut", "initramfs-tools"])
+UP_STORAGE = "replug gadget up --adopt {}storage=1"
+
+
+@MAKERS
+def test_the_gadget_side_is_brought_up_once_there_is_a_controller_and_only_once(maker: str, tmp_path: Path) -> None:
+    initramfs = Initramfs(maker, tmp_path)
+    assert initramfs.turn("quiet rd.replug=1 ro") == [], "there is no controller yet"
+    (initramfs.controllers / "one").mkdir(parents=True)
+    assert initramfs.turn("quiet rd.replug=1 ro") == [UP_STORAGE.format("")]
+    assert initramfs.turn("quiet rd.replug=1 ro") == []
+
+
+@MAKERS
+def test_a_gadget_side_that_does_not_come_up_is_tried_again(maker: str, tmp_path: Path) -> None:
+    initramfs = Initramfs(maker, tmp_path)
+    (initramfs.controllers / "one").mkdir(parents=True)
+    first = initramfs.turn("rd.replug=fe980000.usb", exit_status=1)
+    assert first[0] == UP_STORAGE.format("--udc fe980000.usb ") and first[1].startswith("warn replug: gadget up failed")
+    assert initramfs.turn("rd.replug=fe980000.usb") == [UP_STORAGE.format("--udc fe980000.usb ")]
+
+
+@MAKERS
+def test_a_start_that_does_not_ask_for_replug_is_left_alone(maker: str, tmp_path: Path) -> None:
+    initramfs = Initramfs(maker, tmp_path)
+    (initramfs.controllers / "one").mkdir(parents=True)
+    assert initramfs.turn("root=/dev/sda1 quiet") == []

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ class LiveSide:
         except ReplugError:
             return {}
 
-    def until(self, condition: Callable[[dict[str, Row]], bool], what: str, limit_s: float = 20.0) -> dict[str, Row]:
+    def until(self, condition: Callable[[dict[str, Row]], object], what: str, limit_s: float = 20.0) -> dict[str, Row]:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             rows = self.rows()
@@ -225,8 +226,9 @@ def test_a_role_that_dies_at_once_after_ready_does_not_spin_and_status_says_why(
     wants = tmp_path / "wants"
     wants.write_text(json.dumps([{"role": "queue.a", "entry": f"{ROLES}.brief", "args": {}}]))
     side.up(RoleSpec("session", f"{ROLES}.asking", {"wants": str(wants)}), backoff_floor_s=2.0)
-    told = "exit 10: died 4 times in a row within 1 s of ready: started again in 2 s"
-    row = side.until(lambda rows: rows.get("queue.a", {}).get("reason") == told, "a pause with its reason")["queue.a"]
+    # After which death we look is the machine's business; how long each pause is, test_supervise_core's.
+    told = re.compile(r"exit 10: died \d+ times in a row within 1 s of ready: started again in [1-9]\d* s")
+    row = side.until(lambda rows: told.fullmatch(rows.get("queue.a", {}).get("reason", "")), "its reason")["queue.a"]
     assert (row["state"], row["phase"], row["pid"]) == ("starting", "waiting", None)
 
 

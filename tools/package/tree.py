@@ -71,6 +71,9 @@ def _integration(root: Path, openrc: bool) -> Iterator[Installed]:
         yield _copied(packaging / "udev" / rules, f"usr/lib/udev/rules.d/{rules}")
     for path in sorted((packaging / "dracut").rglob("*.sh")):
         yield _copied(path, f"usr/lib/dracut/modules.d/{path.relative_to(packaging / 'dracut')}")
+    yield _copied(packaging / "initramfs/files.py", f"{LIBRARY}/initramfs-files")
+    for name in ("hooks/replug", "scripts/local-block/replug"):
+        yield _copied(packaging / "initramfs" / name, f"usr/share/initramfs-tools/{name}")
     yield _copied(packaging / "wireshark/replug.lua", "usr/share/replug/replug.lua")
     if openrc:
         for path in sorted((packaging / "openrc").iterdir()):

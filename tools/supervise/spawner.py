@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bus import fds as fdsocket
+from bus import newroot
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, write_reason
 from common import limits, trace
@@ -102,6 +103,7 @@ class Spawner:
     # -- forking -------------------------------------------------------------------------------------------------
     def _fork(self) -> tuple[int, int]:
         """fork(2) with signals held back in the child until it has reset them. Returns (pid or 0, generation)."""
+        self._keep_up()
         generation = max(boottime_ns(), self._last_generation + 1)
         self._last_generation = generation
         held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -109,6 +111,11 @@ class Spawner:
         if pid:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return pid, generation
+
+    def _keep_up(self) -> None:
+        """Children begin with our root. What we were started from may have been an initramfs."""
+        if newroot.keep_up(self.runtime.root):
+            self.log.info("the root file system was switched: following it")
 
     def _spawn_watchdog(self) -> int:
         return self._spawn(RoleSpec(WATCHDOG, WATCHDOG_ENTRY), START, urgent=True)[0]
@@ -217,6 +224,7 @@ class Spawner:
             case "beat":
                 sign(self._name_fd)
                 self._keeper.heard()
+                self._keep_up()
                 self._send(peer, {"event": "beat"})
             case "watch":
                 self._keeper.heard()

@@ -9,6 +9,7 @@ import selectors
 import socket
 
 from bus import fds as fdsocket
+from bus import newroot
 from bus.runtime import Runtime, boottime_ns, take_name
 from common.errors import Gone, WireError
 from tools.supervise import process
@@ -21,8 +22,8 @@ TWIN = "twin"
 class Twin:
     """Dormant until `wait` returns the store, then its process is the next spawner."""
 
-    def __init__(self, store: Store, link: socket.socket, spawner_fd: int) -> None:
-        self._store, self._link, self._spawner_fd = store, link, spawner_fd
+    def __init__(self, runtime: Runtime, store: Store, link: socket.socket, spawner_fd: int) -> None:
+        self._runtime, self._store, self._link, self._spawner_fd = runtime, store, link, spawner_fd
 
     def wait(self) -> Store:
         """Take deposits until the spawner's pidfd says that it is dead."""
@@ -36,6 +37,7 @@ class Twin:
             elif self._spawner_fd in ready:  # after all that it sent
                 selector.close()
                 self._link.close()
+                newroot.keep_up(self._runtime.root)  # it has slept since before the root was switched, perhaps
                 process.close_all_but(self._store.all_fds())
                 return self._store
 
@@ -60,4 +62,4 @@ def fork_twin(runtime: Runtime, plan: Plan, store: Store, link: socket.socket, s
     process.begin_child(TWIN, {*store.all_fds(), link.fileno(), spawner_fd}, output)
     with contextlib.suppress(Gone):  # a predecessor is still dying: without a record we work as well
         take_name(runtime, TWIN, boottime_ns())
-    return Twin(store, link, spawner_fd)
+    return Twin(runtime, store, link, spawner_fd)

@@ -1,0 +1,105 @@
+"""What the board of tests/system/test_boot.py does once it has started from its replug disk; then it powers off.
+
+Runs on the board with nothing but the installed replug and Python. Each process of the gadget side is killed in turn,
+with the page cache dropped, so that the next look at the root file system needs a successor.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, "/usr/lib/replug")
+
+from bus.runtime import Runtime, Side, living, read_record, recorded_roles
+
+LIMIT_S = 300.0  # a spawner that is executed reads all of Python over the emulated cable
+RESULT = Path("/var/lib/proof")
+
+
+def mounted_on(place: str) -> str:
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [source for source, where, *_ in lines if where == place][-1]
+
+
+def touches_the_disk(name: str) -> None:
+    """Write through to the host's file and read back from there."""
+    data = os.urandom(256 << 10)
+    with (RESULT / name).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    assert (RESULT / name).read_bytes() == data
+
+
+def successor(runtime: Runtime, role: str, dead: int) -> int:
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        record = read_record(runtime, role)
+        if record is not None and record.pid != dead and Path(f"/proc/{record.pid}").exists():
+            return record.pid
+        assert time.monotonic() < deadline, f"{role}: no successor within {LIMIT_S:g} s"
+        time.sleep(0.05)
+
+
+def both_supervisors(runtime: Runtime) -> dict[str, int]:
+    """Spawner and twin at once: nothing is left that could fork, so the watchdog executes one, from this very disk."""
+    dead = {role: record.pid for role in ("spawner", "twin") if (record := read_record(runtime, role)) is not None}
+    for pid in dead.values():
+        os.kill(pid, signal.SIGKILL)
+    return {role: successor(runtime, role, pid) for role, pid in dead.items()}
+
+
+def logs_to_the_console() -> None:
+    """Until the power is off: a shutdown that goes wrong is told by who is spared there, as our processes are."""
+    logs = [str(path) for side in Side for path in Runtime(side).root.glob("log/*.log")]
+    follow = ["@tail", "-qFn0", *logs]
+    with open("/dev/console", "w") as console:
+        tail = subprocess.Popen(follow, executable="/usr/bin/tail", stdout=console, start_new_session=True)
+    Path("/sys/fs/cgroup/cgroup.procs").write_text(str(tail.pid))
+
+
+def main() -> None:
+    logs_to_the_console()
+    RESULT.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {"root": mounted_on("/"), "killed": {}}
+    runtime = Runtime(Side.GADGET)
+    for role in recorded_roles(runtime):
+        record = living(runtime, role)
+        if record is None:
+            continue  # a job, long done
+        name = Path(f"/proc/{record.pid}/cmdline").read_bytes()[:1].decode()
+        os.kill(record.pid, signal.SIGKILL)
+        began = time.monotonic()
+        touches_the_disk(role)
+        told["killed"][role] = {
+            "spared": name == "@",
+            "pause_ms": round((time.monotonic() - began) * 1000),
+            "successor": successor(runtime, role, record.pid),
+        }
+        if role == "spawner":  # what was its twin is it now, and forks the next
+            successor(runtime, "twin", told["killed"][role]["successor"])
+        print(f"proof: {role}: {told['killed'][role]}", flush=True)
+    told["both"] = both_supervisors(runtime)
+    (RESULT / "told.json").write_text(json.dumps(told))
+    with contextlib.suppress(OSError):
+        os.sync()
+
+
+def last_words() -> None:
+    """For whoever reads the console of a proof that failed."""
+    for path in sorted([*Runtime(Side.GADGET).root.glob("log/*"), *Runtime(Side.GADGET).root.glob("reason/*")]):
+        print(f"proof: {path.name}: {path.read_text()[-1500:]}", flush=True)
+
+
+try:
+    main()
+except BaseException:
+    last_words()
+    raise
