@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo test docs lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -32,10 +32,14 @@ test: setup lint ## lint, unit tests here, new seeds of the simulator, e2e tests
 	$(MAKE) --no-print-directory e2e; e2e=$$?; \
 	$(RUN) -m tools.vm count $(RESULTS)/unit.xml $(RESULTS)/e2e && [ $$unit = 0 ] && [ $$sim = 0 ] && [ $$e2e = 0 ]
 
-lint: setup ## ruff, mypy --strict, and the import layers
+docs: setup ## the documents as HTML, into dist/docs; a dead link, a ragged table and the like are errors
+	@$(RUN) -m tools.docs build
+
+lint: setup ## ruff, mypy --strict, the import layers, and the documents
 	timeout --foreground 120 $(RUN) -m ruff check .
 	timeout --foreground 300 $(RUN) -m mypy
 	timeout --foreground 120 $(VENV)/bin/lint-imports
+	timeout --foreground 120 $(RUN) -m tools.docs build .setup/docs
 
 unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)

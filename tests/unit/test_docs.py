@@ -1,4 +1,4 @@
-"""The documents are true as far as a machine can tell: commands parse, links lead somewhere, made pages are current."""
+"""The documents are true as far as a machine can tell: commands parse, made pages are current."""
 
 import re
 import shlex
@@ -93,22 +93,6 @@ def test_every_configuration_in_a_page_has_no_fault(path: Path, tmp_path: Path) 
             file = tmp_path / "replug.toml"
             file.write_text(block)
             assert read(str(file))[1] == []
-
-
-def anchors(path: Path) -> set[str]:
-    heads = re.findall(r"^#+ (.*)$", _FENCE.sub("", path.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
-
-
-@pytest.mark.parametrize("path", [*TOP, *DOCS], ids=name)
-def test_every_link_in_a_page_leads_somewhere(path: Path) -> None:
-    for target in _LINK.findall(_FENCE.sub("", path.read_text())):
-        if target.startswith(("http://", "https://")):
-            continue
-        file, _, anchor = target.partition("#")
-        there = (path.parent / file).resolve() if file else path
-        assert there.exists(), f"{target}: no such file"
-        assert not anchor or anchor in anchors(there), f"{target}: no such heading"
 
 
 def test_every_page_is_reached_from_the_index() -> None:

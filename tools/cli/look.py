@@ -13,7 +13,7 @@ from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_size
 from tools.cli.document import EXPORT_NAMES, LINK_NAMES, VERSION
 from tools.cli.presence import DEAF, hopeless, with_answer, works
-from tools.cli.where import exists, meant
+from tools.cli.where import elsewhere, exists, meant
 
 ANSWER_S = 1.5  # for all answers together; who is busy for longer does no I/O either
 QUIET_S = 0.3  # without any answer: then those that are dead or stopped are not waited for
@@ -55,7 +55,7 @@ def look_for(side: str | None, instance: str) -> Document:
     if runtime is not None:
         return look(runtime)
     head = {"version": VERSION, "side": side, "instance": instance, "time": _now()}
-    return {**head, "state": "down", **NOTHING, "reason": "nothing runs"}
+    return {**head, "state": "down", **NOTHING, "reason": elsewhere(side, instance) or "nothing runs"}
 
 
 def judge(watched: dict[str, Any], session: dict[str, Any]) -> str:
