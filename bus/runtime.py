@@ -26,6 +26,11 @@ class Side(StrEnum):
     HOST = "host"
 
 
+FORMAT, FIRST_FORMAT = 1, 1  # FIRST: of a file that does not say
+"""Of what the processes of one side leave for each other and say to each other: records, plan, memory, lanes, orders.
+
+Raised whenever processes before and after a change could not work side by side, so that `replug upgrade` refuses.
+"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUBDIRECTORIES = ("bus", "role", "log", "arena", "reason")
 _SUN_PATH = 107  # bytes of sockaddr_un.sun_path without its NUL
@@ -55,6 +60,7 @@ class ProcessRecord:
     pid: int
     start_ticks: int
     generation: int
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,8 @@ def read_record(runtime: Runtime, role: str) -> ProcessRecord | None:
     """The record last written under this name, alive or not; None if there is none or it is torn."""
     try:
         fields = json.loads(runtime.record_path(role).read_text())
-        return ProcessRecord(str(fields["role"]), *(int(fields[k]) for k in ("pid", "start_ticks", "generation")))
+        pid, ticks, generation = (int(fields[k]) for k in ("pid", "start_ticks", "generation"))
+        return ProcessRecord(str(fields["role"]), pid, ticks, generation, int(fields.get("format", FIRST_FORMAT)))
     except (OSError, *MALFORMED):
         return None
 

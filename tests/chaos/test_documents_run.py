@@ -47,6 +47,8 @@ RUN = {
     "sudo replug export limit rootfs 5min": GADGET,
     "sudo replug export limit rootfs none": GADGET,
     "replug host add scratch.img": HOST,
+    "sudo replug upgrade --side gadget": GADGET,
+    "replug upgrade --side host": HOST,
     "replug host eject": HOST,
     "replug doctor": NOTHING,
     "sudo replug doctor --side gadget": NOTHING,

@@ -115,6 +115,12 @@ def _replace(options: argparse.Namespace) -> int:
     return roles.replace(options.command, options.side, options.instance, options.role)
 
 
+def _upgrade(options: argparse.Namespace) -> int:
+    from tools.cli import upgrade
+
+    return upgrade.upgrade(options.side, options.instance)
+
+
 def _metrics(options: argparse.Namespace) -> int:
     from tools.cli import metrics
 
@@ -183,6 +189,7 @@ _RUN: dict[tuple[str, str | None], Run] = {
     ("status", None): _status,
     ("top", None): _top,
     **{(how, None): _replace for how in ("restart", "drain", "kill")},
+    ("upgrade", None): _upgrade,
     ("log", None): _log,
     ("trace", None): _trace,
     ("metrics", None): _metrics,

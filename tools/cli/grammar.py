@@ -73,6 +73,8 @@ def grammar() -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common], help=text)
         _side(command)
         command.add_argument("role", metavar="ROLE")
+    text = "have this installation take over a side that runs, process by process, while its disks are in use"
+    _side(commands.add_parser("upgrade", parents=[common], help=text))
     _log(commands.add_parser("log", parents=[common], help="a role's log, or its level"))
     _trace(commands.add_parser("trace", parents=[common], help="each step of each I/O, under one id on both sides"))
     metrics = commands.add_parser("metrics", parents=[common], help="counts and states, as Prometheus text")

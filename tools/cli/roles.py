@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bus.control import ask
@@ -21,21 +22,31 @@ _ANSWER_S = 0.5  # of one look at the watchdog, or at the queues, which may be b
 _DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """`told`: what happened, for people. `waited_ms`: how long I/O waited, None if nobody here can tell."""
+
+    told: str
+    waited_ms: float | None
+
+
 def replace(how: str, side: str | None, instance: str, role: str) -> int:
     """`restart`, `drain` or `kill` it, and wait until its successor is ready."""
-    say(replaced(find(side, instance), how, role))
+    say(replaced(find(side, instance), how, role).told)
     return Exit.DONE
 
 
-def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] = say) -> str:
-    """Do it, and tell what happened. Refused with a status if there is no successor, or a drain became a kill."""
+def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] = say) -> Replacement:
+    """Do it. Refused with a status if there is no successor, or a drain became a kill."""
     began = time.monotonic()
     before = _end(runtime, how, role)
     deadline, waiting = began + limits.DRAIN_S + limits.DEATH_S + limits.READY_S, Waiting()
     while time.monotonic() < deadline:
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
-            return _told(how, role, before, row, time.monotonic() - began) + io_pause(runtime, role, row["pause_ms"])
+            told = _told(how, role, before, row, time.monotonic() - began)
+            waited_ms = io_waited_ms(runtime, role, row["pause_ms"])
+            return Replacement(told + io_pause(waited_ms), waited_ms)
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
         stage = f"{role} ({row['phase'] if row and row.get('phase') else 'it or the watchdog is being replaced'})"
@@ -66,10 +77,16 @@ def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took
     return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
 
 
-def io_pause(runtime: Runtime, role: str, pause_ms: int | None) -> str:
+def io_pause(waited_ms: float | None) -> str:
+    if waited_ms is None:
+        return ""
+    return f"; I/O waited for {show_ms(waited_ms / 1000)} at most" if waited_ms else "; no I/O was under way"
+
+
+def io_waited_ms(runtime: Runtime, role: str, pause_ms: int | None) -> float | None:
     """How long I/O waited, as the gadget's queues have seen it in the last second or two; the host cannot tell."""
     if runtime.side is not Side.GADGET:
-        return ""
+        return None
     queues = [name for name in recorded_roles(runtime) if name.startswith("queue.") and living(runtime, name)]
     waits = []
     for name, answer in ask_all(runtime, queues, _ANSWER_S).items():
@@ -77,8 +94,7 @@ def io_pause(runtime: Runtime, role: str, pause_ms: int | None) -> str:
             wait_ms = max(float(answer.get("slowest_ms", 0)), float(answer.get("oldest_ms", 0)))
             # A new queue has counted only since it was there; what it was given at once had waited for it.
             waits.append(wait_ms + (pause_ms or 0 if name == role and wait_ms else 0))
-    longest_ms = max(waits, default=0.0)
-    return f"; I/O waited for {show_ms(longest_ms / 1000)} at most" if longest_ms else "; no I/O was under way"
+    return max(waits, default=0.0)
 
 
 def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:

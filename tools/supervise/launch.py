@@ -21,16 +21,28 @@ from bus.runtime import ProcessRecord, Runtime, living, recorded_roles, start_ti
 SPAWNER = "spawner"
 
 
+def installation() -> Path:
+    """Where the code that runs here lies."""
+    return Path(tools.__file__).parent.parent
+
+
+def pythonpath() -> str:
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(installation()), *([before] if before else [])])
+
+
+def command(runtime: Runtime) -> list[str]:
+    """What executes a spawner of this installation."""
+    code = [sys.executable, "-P", "-m", "tools.supervise.spawner"]
+    return [*code, str(runtime.root), str(runtime.side), runtime.instance]
+
+
 def launch(runtime: Runtime) -> "subprocess.Popen[bytes]":
     """Execute a spawner for the plan in `runtime`, in a session of its own: it outlives us and our terminal."""
-    root = Path(tools.__file__).parent.parent
-    before = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(root), *([before] if before else [])])
-    command = [sys.executable, "-P", "-m", "tools.supervise.spawner", str(runtime.root), runtime.side, runtime.instance]
     return subprocess.Popen(
-        command,
+        command(runtime),
         cwd="/",  # holds no mount busy
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": pythonpath()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

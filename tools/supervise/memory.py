@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bus.runtime import Runtime
+from bus.runtime import FIRST_FORMAT, FORMAT, Runtime
 from common.errors import MALFORMED, Refused
 from tools.supervise.plan import RoleSpec, write_json
 
@@ -34,13 +34,16 @@ class Memory:
     history: Mapping[str, History] = field(default_factory=dict)
 
     def save(self, runtime: Runtime) -> None:
-        write_json(memory_path(runtime), asdict(self))
+        write_json(memory_path(runtime), {"format": FORMAT, **asdict(self)})
 
     @staticmethod
     def load(runtime: Runtime) -> "Memory":
-        """An absent or senseless file is an empty memory: the session will say again what it wants."""
+        """An absent or senseless file is an empty memory: the session will say again what it wants. So is one of
+        another format, which only a side is left with that was ended as a whole."""
         try:
             fields = json.loads(memory_path(runtime).read_text())
+            if fields.get("format", FIRST_FORMAT) != FORMAT:
+                return Memory()
             return Memory(
                 tuple(RoleSpec.of(r) for r in fields["wanted"]),
                 tuple(RoleSpec.of(r) for r in fields["leaving"]),

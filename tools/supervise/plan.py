@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bus.runtime import Runtime, Side, check_name
+from bus.runtime import FIRST_FORMAT, FORMAT, Runtime, Side, check_name
 from common import limits
 from common.errors import MALFORMED, Refused
 
@@ -70,6 +70,7 @@ class Plan:
         write_json(
             plan_path(runtime),
             {
+                "format": FORMAT,
                 "side": self.side.value,
                 "instance": self.instance,
                 "roles": [asdict(r) for r in self.roles],
@@ -84,6 +85,8 @@ class Plan:
         path = plan_path(runtime)
         try:
             fields = json.loads(path.read_text())
+            if fields.get("format", FIRST_FORMAT) != FORMAT:
+                raise ValueError(f"its format is {fields['format']!r}, ours {FORMAT}")
             roles = tuple(RoleSpec.of(r) for r in fields["roles"])
             bounds = SupervisionLimits(**{str(k): float(v) for k, v in fields.get("limits", {}).items()})
             side, preload = Side(fields["side"]), tuple(str(name) for name in fields.get("preload", ()))

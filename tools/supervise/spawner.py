@@ -2,7 +2,8 @@
 
 It holds no ZeroMQ context, ring or thread, ever, because its children inherit what it holds. It does what the watchdog
 orders over a Unix socket, and decides only one thing itself: that there is a watchdog. Executed once for a side
-(`python -m tools.supervise.spawner ROOT SIDE INSTANCE`, by tools.supervise.launch); its successors are its twins.
+(`python -m tools.supervise.spawner ROOT SIDE INSTANCE`, by tools.supervise.launch); its successors are its twins, or
+that of a new installation (tools.supervise.succession).
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, wri
 from common import limits, trace
 from common.errors import Gone, ReplugError, RoleExit, WireError
 from common.log import Log
-from tools.supervise import process
+from tools.supervise import process, succession
 from tools.supervise.birth import RETIRE, START, be_role
 from tools.supervise.keeper import Keeper
 from tools.supervise.plan import WATCHDOG_ENTRY, Plan, RoleSpec
@@ -241,6 +242,10 @@ class Spawner:
             case "arm":
                 self._arm(str(message["role"]), message["trace"])
                 self._send(peer, {"event": "armed"})
+            case "successor":
+                self._execute_successor(peer, message)
+            case succession.SUCCEED:
+                self._give_place(peer, message)
             case "shutdown":
                 self._shutdown(keep_directory=bool(message.get("keep_directory")))
             case other:
@@ -278,6 +283,27 @@ class Spawner:
         told = {"event": "spawned", "role": spec.role, "serial": serial, "pid": pid, "generation": generation}
         self._send(peer, told, (pidfd,))
         os.close(pidfd)
+
+    def _execute_successor(self, peer: socket.socket, message: dict[str, Any]) -> None:
+        """A spawner of another installation; it asks for our place when it is ready."""
+        command, pythonpath = succession.command_of(message)
+        pid, _ = self._fork()
+        if pid == 0:
+            succession.execute(self.runtime, command, pythonpath)
+        self.log.info(f"successor {pid}: {' '.join(command)}")
+        pidfd = os.pidfd_open(pid)
+        self._send(peer, {"event": "successor", "pid": pid}, (pidfd,))
+        os.close(pidfd)
+
+    def _give_place(self, peer: socket.socket, message: dict[str, Any]) -> None:
+        """Give all that is kept, and go. Nothing of the side is touched but the twin, which is ours alone."""
+        succession.check_format(message)
+        succession.give(peer, self.store)
+        if self._twin is not None:
+            succession.end_twin(self._twin[0])
+        self.log.info("the place is given to a successor")
+        trace.point("spawner.twin.ended")
+        os._exit(0)
 
     def _drop(self, role: str) -> None:
         """Let go of what is kept for `role`, and be sure that the twin has, too (bounded)."""
@@ -367,7 +393,7 @@ def preload(plan: Plan) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Become the spawner of a side. Exit statuses as a role's; the reason of a failure is left as `spawner`'s."""
-    root, side, instance = argv
+    root, side, instance, *how = argv
     runtime = Runtime(Side(side), instance, Path(root).parent)
     process.reset_signals()  # whoever executed us may have blocked some
     process.redirect_output(runtime.root / "log" / f"{SPAWNER}.err")
@@ -381,7 +407,7 @@ def main(argv: list[str]) -> int:
             write_reason(runtime, SPAWNER, "cannot import " + "; ".join(missing))
             return RoleExit.NEVER
         prepare()
-        stage = Spawner(runtime, plan, Store())
+        stage = _succeed(runtime, plan) if how == [succession.SUCCEED] else Spawner(runtime, plan, Store())
         while True:  # each turn is one generation: only the twin's process comes out of run()
             twin = stage.run()
             store = twin.wait()
@@ -390,6 +416,16 @@ def main(argv: list[str]) -> int:
     except (ReplugError, OSError) as error:
         write_reason(runtime, SPAWNER, f"{type(error).__name__}: {error}")
         return RoleExit.NEVER if getattr(error, "errno", None) != errno.EAGAIN else RoleExit.RESTART
+
+
+def _succeed(runtime: Runtime, plan: Plan) -> Spawner:
+    """In the place of the one that runs. If it died and its twin was faster, we ask that one."""
+    while True:
+        store = succession.until_given(runtime)
+        try:
+            return Spawner(runtime, plan, store)
+        except Gone:
+            store.drop_all()
 
 
 def prepare() -> None:

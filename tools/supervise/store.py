@@ -37,6 +37,13 @@ class Store:
             _close(fd)
         return bool(kept)
 
+    def roles(self) -> list[str]:
+        return list(self._kept)
+
+    def drop_all(self) -> None:
+        for role in self.roles():
+            self.drop(role)
+
     def all_fds(self) -> set[int]:
         return {fd for kept in self._kept.values() for fd in kept.values()}
 

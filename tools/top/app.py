@@ -163,9 +163,8 @@ class _App:
     def _command(self, how: str, role: str) -> None:
         try:
             runtime = meant(self._side, self._instance)
-            self._tell(
-                replaced(runtime, how, role, self._tell) if runtime is not None else f"{how} {role}: nothing runs"
-            )
+            nothing = f"{how} {role}: nothing runs"
+            self._tell(replaced(runtime, how, role, self._tell).told if runtime is not None else nothing)
         except (ReplugError, OSError) as error:
             self._tell(str(error))
         self._look_now.set()
