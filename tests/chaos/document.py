@@ -10,7 +10,7 @@ from bus.runtime import Side
 from tests.chaos.budgets import guest_limits, judged, native_limits, report
 from tests.chaos.events import Cut, Event, Key, Kill, Sleep, Stop, Suspend, Unplug
 from tests.chaos.results import NOT_RUN, Results
-from tests.chaos.scenario import Sleeps, impossible
+from tests.chaos.scenario import Sleeps, Strike, every, impossible, no_event, pairs, told
 from tests.chaos.stages import At, Stage, stages
 
 MEASURED = Path(".setup/results/chaos")  # cells.jsonl, or one for each guest
@@ -69,12 +69,22 @@ class Page:
         own: list[Event | None] = [None, Stop(Side.GADGET, ""), *map(Unplug, Cut), *map(Suspend, Sleep)]
         parts = [_INTRODUCTION.format(title=title, where=where)]
         parts.append(self._table("Its own death, the cable, and sleep", own))
+        parts.append(self._whenever())
         for side in Side:
             parts.append(
                 self._table(f"kill -9 on the {side}'s side", [Kill(s, role) for s, role in _ROLES if s is side])
             )
         parts.append("\n" + "\n".join(f"- {letter}: {why}." for why, letter in self._reasons.items()) + "\n")
         return "".join(parts) + self._budgets() + self._failed() + self._not_run()
+
+    def _whenever(self) -> str:
+        """What strikes while I/O is in flight, wherever that is."""
+        strikes: list[tuple[Strike, ...]] = [(e,) for e in every(_ROLES, tuple(Sleep)) if not isinstance(e, At)]
+        rows = ["| event, at any time | pause, ms |", "|---|---|"]
+        for struck in [*strikes, *pairs(_ROLES)]:
+            why = next((w for event in struck if (w := no_event(event, self._sleeps))), None)
+            rows.append(f"| {told(struck)[0]} | {self._reason(why) if why else self._measured(*told(struck))} |")
+        return "\n## At any time, one event or two kills at once\n\n" + "\n".join(rows) + "\n"
 
     def _table(self, title: str, events: list[Event | None]) -> str:
         rows = [f"| stage | {' | '.join(map(_column, events))} |", "|---" * (len(events) + 1) + "|"]
@@ -86,12 +96,15 @@ class Page:
         if isinstance(event, Stop):
             event = Stop(stage.side, stage.role)
         why = impossible(stage, event, self._sleeps)
-        if why is not None:
-            return "— " + self._reasons.setdefault(why, "abcdefgh"[len(self._reasons)])
-        told = At(stage, event).told()
-        cell = self._results.cell(*told)
+        return self._reason(why) if why is not None else self._measured(*At(stage, event).told())
+
+    def _reason(self, why: str) -> str:
+        return "— " + self._reasons.setdefault(why, "abcdefgh"[len(self._reasons)])
+
+    def _measured(self, event: str, stage: str) -> str:
+        cell = self._results.cell(event, stage)
         if cell == NOT_RUN:
-            self._missing.append(" at ".join(told))
+            self._missing.append(_name(event, stage))
         return cell
 
     def _budgets(self) -> str:
@@ -102,13 +115,17 @@ class Page:
 
     def _failed(self) -> str:
         lines = [
-            f"- {event} at {stage}: {why.splitlines()[0]}" for (event, stage), why in self._results.failures.items()
+            f"- {_name(event, stage)}: {why.splitlines()[0]}" for (event, stage), why in self._results.failures.items()
         ]
         return "\n## Failed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
     def _not_run(self) -> str:
         lines = [f"- {name}" for name in self._missing]
         return f"\n## Not run yet: {len(lines)} cells\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _name(event: str, stage: str) -> str:
+    return f"{event} at {stage}" if stage else event
 
 
 def _column(event: Event | None) -> str:

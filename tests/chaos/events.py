@@ -3,15 +3,17 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from bus.runtime import Runtime, Side, living
+from common import limits
 from host.usb.usbfs import UsbFs
 from tests.chaos.sleep import freeze_tasks, suspend_bus
-from tools.supervise.launch import all_living
+from tools.supervise.launch import all_living, await_deaths, kill
 
 OUT_S = 0.3  # how long a cable stays out
 STOPPED_S = 0.5  # how long a stopped process sleeps: shorter than the watchdog's patience
@@ -40,6 +42,37 @@ class Kill:
 
     def strike(self) -> None:
         os.kill(pid_of(self.side, self.role), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM, as somebody with a process list sends it: the role drains, leaves, and is started again."""
+
+    side: Side
+    role: str
+
+    def __str__(self) -> str:
+        return f"SIGTERM {self.side} {kind_of(self.role)}"
+
+    def strike(self) -> None:
+        os.kill(pid_of(self.side, self.role), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class WholeSide:
+    """kill -9 of every process of a side, and then the command that brings it up again."""
+
+    side: Side
+
+    def __str__(self) -> str:
+        return f"kill -9 the whole {self.side} side"
+
+    def strike(self) -> None:
+        dead = all_living(Runtime(self.side))
+        kill(dead)
+        if not await_deaths(dead, limits.DEATH_S):
+            raise RuntimeError(f"of {self.side} not all are dead {limits.DEATH_S:g} s after kill -9: {dead}")
+        bring_up[0](self.side)
 
 
 @dataclass(frozen=True)
@@ -124,6 +157,7 @@ class KernelCable:
 
 
 cable: list[Cable] = [KernelCable()]  # the one of this run; a native run puts its own here
+bring_up: list[Callable[[Side], None]] = []  # of this run: a side that is dead as a whole
 
 
 @dataclass(frozen=True)
@@ -139,7 +173,7 @@ class Suspend:
         cable[0].sleep(self.sleep)
 
 
-Event = Kill | Stop | Unplug | Suspend
+Event = Kill | Terminate | Stop | WholeSide | Unplug | Suspend
 
 
 def kind_of(role: str) -> str:

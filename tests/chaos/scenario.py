@@ -2,10 +2,25 @@
 
 import random
 
-from tests.chaos.events import Cut, Event, Key, Kill, Sleep, Stop, Suspend, Unplug, kind_of
+from bus.runtime import Side
+from tests.chaos.events import Cut, Event, Key, Kill, Sleep, Stop, Suspend, Terminate, Unplug, WholeSide, kind_of
 from tests.chaos.stages import At, Stage, killed, stages
 
 Strike = Event | At
+_SUPERVISION = ("watchdog", "spawner")  # SIGTERM of them is not for a process list: `down` ends a side
+_G, _H = Side.GADGET, Side.HOST
+_PAIRS: tuple[tuple[Key, Key], ...] = (
+    ((_G, "queue"), (_G, "usb")),
+    ((_G, "usb"), (_H, "usb")),
+    ((_H, "usb"), (_H, "source")),
+    ((_G, "session"), (_G, "usb")),
+    ((_H, "session"), (_H, "usb")),
+    ((_G, "watchdog"), (_G, "queue")),
+    ((_G, "spawner"), (_G, "usb")),
+    ((_G, "spawner"), (_G, "watchdog")),
+    ((_H, "spawner"), (_H, "watchdog")),
+    ((_G, "session"), (_H, "session")),
+)
 Sleeps = tuple[Sleep, ...]  # what there is that can sleep: events.Cable.sleeps of the run
 
 
@@ -13,11 +28,13 @@ def draw(choose: random.Random, roles: list[Key], sleeps: Sleeps) -> tuple[Strik
     """One event, or, a third of the time, two: then a kill beside any other."""
     kills = [Kill(side, role) for side, role in roles]
     stops = [Stop(side, role) for side, role in roles]
+    terms = [Terminate(side, role) for side, role in roles if role not in _SUPERVISION]
     cuts = [Unplug(cut) for cut in Cut]
     points = [At(stage, None) for stage in stages(roles)]
-    pool: list[Strike] = [*kills, *points, *stops, *cuts, *cuts, *map(Suspend, sleeps)]
+    alone: list[Strike] = [*map(WholeSide, Side), *(Kill(side, "twin") for side in Side)]
+    pool: list[Strike] = [*kills, *points, *stops, *terms, *cuts, *cuts, *map(Suspend, sleeps), *alone]
     first = choose.choice(pool)
-    if choose.random() < 2 / 3:
+    if first in alone or choose.random() < 2 / 3:
         return (first,)
     others = [kill for kill in kills if kill != first and not _meet(kill, first)]
     return (first, choose.choice(others))
@@ -35,10 +52,19 @@ def every(roles: list[Key], sleeps: Sleeps) -> list[Strike]:
     return [
         *(Unplug(cut) for cut in Cut),
         *(Kill(*key) for key in ones),
+        *(Kill(side, "twin") for side in Side),
         *(Stop(*key) for key in ones),
+        *(Terminate(*key) for key in ones if key[1] not in _SUPERVISION),
         *map(Suspend, sleeps),
+        *map(WholeSide, Side),
         *(At(stage, None) for stage in stages(roles)),
     ]
+
+
+def pairs(roles: list[Key]) -> list[tuple[Kill, Kill]]:
+    """Two kills at once, for the table: who shares the most, or has to heal the other."""
+    one = {(side, kind_of(role)): (side, role) for side, role in reversed(roles)}
+    return [(Kill(*one[first]), Kill(*one[second])) for first, second in _PAIRS]
 
 
 def cells(roles: list[Key], sleeps: Sleeps) -> list[At]:
@@ -51,10 +77,30 @@ def cells(roles: list[Key], sleeps: Sleeps) -> list[At]:
     return found
 
 
-def impossible(stage: Stage, event: Event | None, sleeps: Sleeps = tuple(Sleep)) -> str | None:
-    """Why there is no such cell, or None if there is."""
+def table(roles: list[Key], sleeps: Sleeps) -> list[tuple[Strike, ...]]:
+    """All that the document has a place for: the cells, and what strikes at any time, alone or two at once."""
+    whenever = [strike for strike in every(roles, sleeps) if not isinstance(strike, At)]
+    return [*((at,) for at in cells(roles, sleeps)), *((strike,) for strike in whenever), *pairs(roles)]
+
+
+def told(struck: tuple[Strike, ...]) -> tuple[str, str]:
+    """Event and stage, as the document names them."""
+    if len(struck) == 1 and isinstance(struck[0], At):
+        return struck[0].told()
+    return " and ".join(map(str, struck)), ""
+
+
+def no_event(event: Strike, sleeps: Sleeps) -> str | None:
+    """Why there is no such event in this run, or None if there is."""
     if isinstance(event, Suspend) and event.sleep not in sleeps:
         return "the models have nothing that could sleep, and the machine of a native run is not ours to put to sleep"
+    return None
+
+
+def impossible(stage: Stage, event: Event | None, sleeps: Sleeps = tuple(Sleep)) -> str | None:
+    """Why there is no such cell, or None if there is."""
+    if event is not None and (why := no_event(event, sleeps)):
+        return why
     if isinstance(event, Kill):
         if (event.side, event.role) == (stage.side, stage.role):
             return "its own death has a column"

@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +22,7 @@ from bus import fds
 from bus.control import ask
 from bus.runtime import Runtime, Side, living
 from common.errors import Gone
-from tests.chaos.events import STOPPED_S, Cut, Event, Key, Kill, Stop, Unplug, kind_of, pid_of
+from tests.chaos.events import STOPPED_S, Cut, Event, Key, Kill, Stop, Terminate, Unplug, WholeSide, kind_of, pid_of
 
 REACH_S = 30.0  # for a role to come to a point that was made sure of; the guest stalls
 
@@ -217,11 +217,19 @@ def stages(roles: list[Key]) -> list[Stage]:
     ]
 
 
-def killed(event: "Event | At") -> set[Key]:
+def killed(event: "Event | At", running: Iterable[Key] = ()) -> set[Key]:
     """Whose process is another after this event. A spawner's twin takes its place, and another takes the twin's."""
-    if isinstance(event, At):
-        own = {(event.stage.side, event.stage.role)} if event.event is None else set()
-        gone = event.stage.dead() | own | (killed(event.event) if event.event is not None else set())
-    else:
-        gone = {(event.side, event.role)} if isinstance(event, Kill) else set()
+    match event:
+        case At(stage, None):
+            gone = stage.dead() | {(stage.side, stage.role)}
+        case At(stage, Kill() | Terminate() | WholeSide() as other):
+            gone = stage.dead() | killed(other, running)
+        case At(stage, _):
+            gone = stage.dead()
+        case Kill(side, role) | Terminate(side, role):
+            gone = {(side, role)}
+        case WholeSide(side):
+            gone = {key for key in running if key[0] is side}
+        case _:
+            gone = set()
     return gone | {(side, "twin") for side, role in gone if role == "spawner"}

@@ -17,7 +17,7 @@ import pytest
 
 from bus.runtime import Runtime, Side
 from tests.chaos.__main__ import BLOCKS, Planned, Run
-from tests.chaos.events import Cut, Key, Kill, Stop, Unplug, pid_of
+from tests.chaos.events import Cut, Key, Kill, Stop, Terminate, Unplug, pid_of
 from tests.chaos.results import Results
 from tests.chaos.scenario import draw, every
 from tests.chaos.stages import At, Stage, Way, stages
@@ -95,6 +95,10 @@ def test_every_role_is_killed_and_no_other_changes(tmp_path: Path) -> None:
 
 def test_every_role_is_stopped_for_a_moment_and_none_is_replaced(tmp_path: Path) -> None:
     survive(tmp_path, events(Stop))
+
+
+def test_every_role_is_asked_to_end_and_another_takes_its_place(tmp_path: Path) -> None:
+    survive(tmp_path, events(Terminate))
 
 
 def test_cable_out_and_in_unbind_and_reset_three_times_each(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]
         here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: _native(host)})
         stack.callback(_see_nothing_left, here)
         stack.callback(_down)
+        events.bring_up[:] = [here.bring_up]
         try:
             here.bring_up(Side.GADGET)
             here.bring_up(Side.HOST)
@@ -105,6 +106,7 @@ def _put_in_place(stack: ExitStack, base: Path) -> None:
             os.environ["REPLUG_RUNTIME"] = before
 
     stack.callback(restore)
+    events.bring_up.clear()
     os.environ["REPLUG_RUNTIME"] = os.fspath(base)
     events.cable[0] = ModelCable()
     wire.be_at(base)

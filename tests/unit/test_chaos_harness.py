@@ -20,12 +20,12 @@ from tests.chaos.budgets import (
     report,
 )
 from tests.chaos.document import Page
-from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Unplug
+from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Terminate, Unplug, WholeSide
 from tests.chaos.kernel_log import EXPECTED, refusing, text_of, unexpected
 from tests.chaos.results import Results
-from tests.chaos.scenario import cells, draw, every
+from tests.chaos.scenario import cells, draw, every, pairs, table, told
 from tests.chaos.sleep import Freeze
-from tests.chaos.stages import At, Stage, Way
+from tests.chaos.stages import At, Stage, Way, killed
 from tests.native.disk import ModelCable
 
 ROLES = [
@@ -203,6 +203,34 @@ def test_supervision_is_stopped_too() -> None:
         for role in ("watchdog", "spawner"):
             assert Stop(side, role) in every(ROLES, ())
             assert Stop(side, role) in drawn
+
+
+def test_twin_whole_side_and_sigterm_are_drawn_and_those_with_many_victims_alone() -> None:
+    choose = random.Random(1)
+    drawn = [draw(choose, ROLES, ()) for _ in range(4000)]
+    for side in Side:
+        for strike in (Kill(side, "twin"), WholeSide(side)):
+            assert strike in every(ROLES, ())
+            assert {len(struck) for struck in drawn if strike in struck} == {1}
+        assert any(Terminate(side, "usb") in struck for struck in drawn)
+        assert not any(Terminate(side, "watchdog") in struck for struck in drawn), "that ends its side"
+
+
+def test_whose_process_is_another_after_an_event() -> None:
+    running = [*ROLES, *((side, "twin") for side in Side)]
+    assert killed(Kill(Side.HOST, "spawner"), running) == {(Side.HOST, "spawner"), (Side.HOST, "twin")}
+    assert killed(Kill(Side.HOST, "twin"), running) == {(Side.HOST, "twin")}
+    assert killed(Terminate(Side.HOST, "usb"), running) == {(Side.HOST, "usb")}
+    assert killed(Stop(Side.HOST, "usb"), running) == killed(Suspend(Sleep.FREEZER), running) == set()
+    assert killed(WholeSide(Side.HOST), running) == {key for key in running if key[0] is Side.HOST}
+
+
+def test_two_kills_at_once_are_of_two_roles_and_in_the_table() -> None:
+    for first, second in pairs(ROLES):
+        assert {first, second} <= set(every(ROLES, ()))
+        assert first != second
+        assert (first, second) in table(ROLES, ())
+    assert len({told(struck) for struck in table(ROLES, ())}) == len(table(ROLES, ())), "each has a name of its own"
 
 
 # -- what was promised -------------------------------------------------------------------------------------------------
