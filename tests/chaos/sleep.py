@@ -17,6 +17,7 @@ from tests.chaos.kernel_log import KernelLog, ours, refusing
 
 POWER = Path("/sys/power")
 _FREEZE_MS = 2000  # until the kernel gives up freezing; its own 20 s are only longer
+_ATTEMPTS = 10
 _FROZEN_S = 0.9 * _FREEZE_MS / 1000  # a task of ours that froze has not run for so long at the least
 _LIMIT_S = 20.0  # for a bus to fall asleep
 _PIDFD_GETFD = 438  # on every architecture
@@ -36,6 +37,7 @@ class Freeze:
     failed: int  # suspend_stats/failed_freeze
     gap_s: float  # the longest that a thread of ours did not run meanwhile
     refused: tuple[str, ...]  # comm of each task that did not freeze, by the kernel's log
+    aborted: bool = False  # something woke the machine up before all tasks were frozen: then none was for long
 
     def __str__(self) -> str:
         if self.succeeded:
@@ -44,10 +46,13 @@ class Freeze:
 
     def complaint(self) -> str | None:
         """Why it was no sleep, or None if it was one."""
+        if self.aborted:
+            return f"the machine was woken up before its tasks were frozen, {_ATTEMPTS} times"
         if self.succeeded + self.failed != 1:
             return f"the kernel counts {self.succeeded} freezes and {self.failed} that failed, not one"
         if self.gap_s < _FROZEN_S:
-            return f"a task of ours ran after {self.gap_s:.3f} s, so it was not frozen"
+            counted = f"{self.succeeded} freezes, {self.failed} that failed"
+            return f"a task of ours ran after {self.gap_s:.3f} s, so it was not frozen ({counted})"
         if awake := ours(self.refused):
             return f"tasks of replug did not freeze: {', '.join(awake)}"
         if self.failed and not self.refused:
@@ -56,19 +61,28 @@ class Freeze:
 
 
 def freeze_tasks() -> Freeze:
-    """Freeze every task, wait 5 s, thaw. RuntimeError if the tasks did not freeze."""
+    """Freeze every task, wait 5 s, thaw. RuntimeError if the tasks did not freeze.
+
+    A wake-up (of the bus, say) ends an attempt, as it does on a machine whose lid is being closed: it is tried again.
+    """
     (POWER / "pm_freeze_timeout").write_text(str(_FREEZE_MS))
     (POWER / "pm_test").write_text("freezer")
+    attempts = (_attempt() for _ in range(_ATTEMPTS))
+    freeze = next((one for one in attempts if not one.aborted), Freeze(0, 0, 0.0, (), aborted=True))
+    if complaint := freeze.complaint():
+        raise RuntimeError(f"freezer: {complaint}")
+    return freeze
+
+
+def _attempt() -> Freeze:
     before = _counts()
     with closing(KernelLog()) as log:
         with closing(_Pulse()) as pulse:
             _freeze()
         lines = log.new()
     succeeded, failed = (now - then for now, then in zip(_counts(), before, strict=True))
-    freeze = Freeze(succeeded, failed, pulse.gap_s, refusing(lines))
-    if complaint := freeze.complaint():
-        raise RuntimeError(f"freezer: {complaint}")
-    return freeze
+    aborted = any(line.startswith("Freezing user space processes aborted") for line in lines)
+    return Freeze(succeeded, failed, pulse.gap_s, refusing(lines), aborted)
 
 
 def _freeze() -> None:

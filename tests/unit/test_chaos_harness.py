@@ -1,6 +1,7 @@
 """The judges of chaos: which line of the kernel is a fault, what a sleep is, what was promised, what is told."""
 
 import errno
+import itertools
 import os
 import random
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_tasks_that_froze_are_a_sleep(freeze: Freeze) -> None:
         (Freeze(0, 1, 0.2, ("python",)), "a task of ours ran after 0.200 s"),
         (Freeze(0, 1, 2.0, ("python", "replug:gadget.u")), "tasks of replug did not freeze: replug:gadget.u"),
         (Freeze(0, 1, 2.0, ()), "names no task"),
+        (Freeze(0, 1, 0.2, (), aborted=True), "the machine was woken up"),
     ],
 )
 def test_a_freeze_that_froze_nobody_of_ours_is_none(freeze: Freeze, why: str) -> None:
@@ -158,6 +160,20 @@ def test_the_kernel_is_asked_once_to_freeze(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(os, "write", busy)
     sleep._freeze()
     assert attempts == [b"freeze"]
+
+
+@pytest.mark.parametrize("wakes", [0, 3, 1000])
+def test_a_freeze_that_a_wake_up_ended_is_tried_again_and_not_for_ever(
+    wakes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sleep, "POWER", tmp_path)
+    answers = itertools.chain(itertools.repeat(Freeze(0, 1, 0.1, (), aborted=True), wakes), [SLEPT])
+    monkeypatch.setattr(sleep, "_attempt", lambda: next(answers))
+    if wakes < 10:
+        assert sleep.freeze_tasks() == SLEPT
+    else:
+        with pytest.raises(RuntimeError, match="freezer: the machine was woken up"):
+            sleep.freeze_tasks()
 
 
 def test_whom_the_freezer_names_is_read_from_the_log() -> None:
