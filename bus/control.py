@@ -15,7 +15,8 @@ from bus.envelope import ANY_GENERATION, Envelope, Kind
 from bus.loop import Loop
 from bus.runtime import Runtime
 from common import limits
-from common.errors import Exit, Gone, Refused, ReplugError, WireError
+from common.errors import MALFORMED, Exit, Gone, Refused, ReplugError, WireError
+from common.shown import shown
 
 Arguments = dict[str, Any]
 Reply = Callable[[Any], None]
@@ -54,23 +55,35 @@ class ControlServer:
                 serial, method, arguments = _parse_call(call)
             except WireError:
                 continue  # not even a serial to answer to
-            body = self._answer(serial, method, arguments)
-            envelope = Envelope(Kind.REPLY, self._role, self._generation, ANY_GENERATION, body)
+            reply = self._replied(serial, method, arguments)
             try:
-                self._socket.send_multipart([frames[0], envelope.encode()], zmq.DONTWAIT)
+                self._socket.send_multipart([frames[0], reply], zmq.DONTWAIT)
             except zmq.ZMQError:
                 continue  # the caller has left
+
+    def _replied(self, serial: int, method: str, arguments: Arguments) -> bytes:
+        """The reply as it is sent: whatever is called with whatever, the caller is answered and the role lives on."""
+        try:
+            return self._encoded(self._answer(serial, method, arguments))
+        except WireError:
+            why = "its answer is longer than a message can be"
+        except MALFORMED as error:
+            why = f"its answer cannot be said: {error}"
+        return self._encoded([serial, False, shown(f"{method}: {why}"), int(Exit.BAD_INPUT)])
+
+    def _encoded(self, body: list[Any]) -> bytes:
+        return Envelope(Kind.REPLY, self._role, self._generation, ANY_GENERATION, body).encode()
 
     def _answer(self, serial: int, method: str, arguments: Arguments) -> list[Any]:
         handler = self._methods.get(method)
         if handler is None:
-            return [serial, False, f"{self._role}: knows no call {method!r}", int(Exit.BAD_INPUT)]
+            return [serial, False, shown(f"{self._role}: knows no call {method!r}"), int(Exit.BAD_INPUT)]
         try:
             return [serial, True, handler(arguments), 0]
         except Refused as error:
-            return [serial, False, str(error), int(error.status)]
-        except (ReplugError, KeyError, TypeError, ValueError) as error:
-            return [serial, False, f"{method}: {type(error).__name__}: {error}", int(Exit.BAD_INPUT)]
+            return [serial, False, shown(str(error)), int(error.status)]
+        except (ReplugError, *MALFORMED) as error:
+            return [serial, False, shown(f"{method}: {type(error).__name__}: {error}"), int(Exit.BAD_INPUT)]
 
 
 def _parse_call(envelope: Envelope) -> tuple[int, str, Arguments]:

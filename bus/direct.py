@@ -23,6 +23,7 @@ from common import limits
 _NONBLOCK = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _SCHEME = "ipc://"
 _BURST = 16  # messages read for each wake-up
+_NAME_BYTES = 255  # of a dealer's name; ZeroMQ's bound for the same
 Frames = list[bytes]
 
 
@@ -132,6 +133,7 @@ class DirectRouter(DirectSocket):
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
         self._peers: dict[bytes, _Connection] = {}
+        self._connections: set[_Connection] = set()  # those that have not said their name yet, too
         self._addressee: bytes | None = None
 
     def bind(self, endpoint: str) -> None:
@@ -151,21 +153,29 @@ class DirectRouter(DirectSocket):
             sock, _ = self._listener.accept()
         except OSError:
             return  # it has gone again
+        if len(self._connections) >= limits.LANE_PEERS:
+            sock.close()
+            return
         sock.setblocking(False)
         name: list[bytes] = []
 
         def heard(data: bytes) -> None:
             if name:
                 return self._take([name[0], data])
+            if len(data) > _NAME_BYTES:
+                connection.close()
+                return ended()
             name.append(data)
             self._peers[data] = connection
             self._take([data, b""])
 
         def ended() -> None:
+            self._connections.discard(connection)
             if name and self._peers.get(name[0]) is connection:
                 del self._peers[name[0]]
 
         connection = _Connection(self._loop, sock, heard, ended)
+        self._connections.add(connection)
 
     def send(self, data: bytes, flags: int) -> None:
         """First the addressee, with SNDMORE, then the message. EHOSTUNREACH if nobody of that name is connected."""
@@ -183,7 +193,7 @@ class DirectRouter(DirectSocket):
         """As the death of its process."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        for connection in list(self._peers.values()):
+        for connection in self._connections:
             connection.close()
 
 

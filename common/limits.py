@@ -37,6 +37,9 @@ MESSAGE_READS = 8  # reads kept queued on a message endpoint: covers a burst of 
 MAX_ENVELOPE = 64 * 1024  # bytes; the largest honest one is a batch of MAX_IN_FLIGHT requests, about 8 KiB
 MAX_BATCH = 256  # requests or completions in one envelope
 LANE_HWM = 4096  # messages; above anything in flight, so that nothing is dropped silently
+LANE_PEERS = (
+    4 * MAX_EXPORTS
+)  # connections of a data lane: for each export one of its role, some of dead ones to be noticed
 RECONNECT_MS = 5  # ZeroMQ's default of 100 ms would be the longest step of a recovery
 MAX_NAME = 64  # characters of a role, export or instance name; sun_path is 108 bytes in all
 BEAT_S = 5.0  # a role tells the watchdog that it lives; each beat is two wake-ups there, and an idle side is to sleep
@@ -92,6 +95,9 @@ SOURCE_THREADS = 4  # reads and writes of one source at a time: a file's page ca
 MIN_PARK_S = 1.0  # an operator's limit: below it a mere respawn of a role would end a disk
 HOLDERS_LOOK_S = 1.0  # is a removed export's device still in use: a look through /proc
 MAX_PARK_S = 30 * 86400.0  # longer is no limit
+
+# -- configuration -----------------------------------------------------------------------------------------------
+CONFIG_BYTES = 64 * 1024  # of a file: a hundred times what anybody writes, and tomllib is slow at enormous keys
 
 # -- replug capture ----------------------------------------------------------------------------------------------
 CAPTURE_RING_BYTES = 1200 * 1024  # usbmon's largest. A fifth of it is what it copies of one transfer: above FRAME_BYTES

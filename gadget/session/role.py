@@ -15,7 +15,7 @@ from bus.books import distrust_missing, ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import limits, trace
-from common.errors import WireError
+from common.errors import MALFORMED, WireError
 from common.ledger import NO_BOOT, Ledger
 from common.refusals import Refusals
 from common.wire_v1 import ExportFlag, ExportV1
@@ -144,8 +144,11 @@ class Session:
                 self._scanned.clear()
             self._scan()
         elif body.get("note") == "config_exports":
-            data, version = body["data"], int(body["version"])
-            self._set, self._answered = (exports_of(data, version), parking.boot_of(data, version)), int(body["count"])
+            try:
+                data, version, count = bytes(memoryview(body["data"])), int(body["version"]), int(body["count"])
+            except MALFORMED as error:
+                raise WireError(f"config_exports of usb: {type(error).__name__}: {error}") from None
+            self._set, self._answered = (exports_of(data, version), parking.boot_of(data, version)), count
             trace.point("session.configuring")
             self._decide()
 

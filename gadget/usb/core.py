@@ -220,8 +220,8 @@ class UsbCore:
         if not isinstance(item, list) or len(item) != 6 or any(type(n) is not int or n < 0 for n in item):
             raise WireError(f"{role}: request {item!r} is not six numbers")
         sequence, op, slot, lba, blocks, flags = item
-        if slot >= export.depth or op not in Op._value2member_map_:
-            raise WireError(f"{role}: request {item!r} names no slot or op of ours")
+        if slot >= export.depth or op not in Op._value2member_map_ or flags > 0xFF:  # v1 has a byte for them
+            raise WireError(f"{role}: request {item!r} names no slot, op or flags of ours")
         number = slot if self.v0 else follow.request_id(export.generation, sequence)
         request = Request(Op(op), number, export.record.export_id, lba, blocks, flags)
         return Pending(role, export.generation, sequence, slot * export.slot_bytes, request)

@@ -17,7 +17,7 @@ from bus.keeping import Keeping
 from bus.role import Birth, Role
 from bus.runtime import Runtime
 from common import follow, limits, trace
-from common.errors import Gone, WireError
+from common.errors import MALFORMED, Gone, WireError
 from common.refusals import Refusals
 from common.wire import ExportRecord, Response
 from common.wire_v1 import Record
@@ -169,7 +169,7 @@ class Usb:
         try:
             session_id, configured = int(body["session_id"]), int(body["configured"])
             agreed = frozenset(int(n) for n in body["agreed"])
-        except (TypeError, KeyError, ValueError):
+        except MALFORMED:
             raise WireError(f"{kind} from the session is not a session note") from None
         known = self._handshake.session_id
         if known is None:
@@ -187,7 +187,7 @@ class Usb:
         try:
             record = ExportRecord(int(hello["export_id"]), int(hello["block_size"]), int(hello["size_bytes"]))
             depth, slot_bytes = int(hello["depth"]), int(hello["slot_bytes"])
-        except (TypeError, KeyError, ValueError):
+        except MALFORMED:
             raise WireError(f"HELLO of {role} lacks a field") from None
         try:
             arena = Arena.attach(self._role.runtime, role, generation)

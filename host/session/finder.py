@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.shown import shown
 from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
 from host.session.choice import Facts, chooser
 
@@ -56,8 +57,8 @@ def _gadget(device: Path) -> Gadget:
     return Gadget(
         int((device / "busnum").read_text()),
         int((device / "devnum").read_text()),
-        "".join(c if c.isprintable() else "?" for c in _text(device / "serial")),  # it is shown in terminals
-        _SPEEDS.get(speed, speed),
+        shown(_text(device / "serial")),
+        _SPEEDS.get(speed, shown(speed)),
         device.name,
     )
 

@@ -15,7 +15,7 @@ from bus.envelope import Body, Kind
 from bus.loop import Timer
 from bus.role import Role
 from common import limits, trace, wire
-from common.errors import Illegal, Refused, WireError
+from common.errors import MALFORMED, Illegal, Refused, WireError
 from common.refusals import Refusals
 from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
 from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
@@ -191,8 +191,8 @@ class Session:
             if body.get("note") == "link":
                 self._link(body)
             elif body.get("note") == "controlled":
-                self._controlled(int(body["serial"]), int(body["error"]), bytes(body["data"]))
-        except (KeyError, TypeError, ValueError) as error:
+                self._controlled(int(body["serial"]), int(body["error"]), bytes(memoryview(body["data"])))
+        except MALFORMED as error:
             raise WireError(f"note {body.get('note')!r} of usb: {type(error).__name__}: {error}") from None
 
     def _link(self, note: dict[str, Any]) -> None:

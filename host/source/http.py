@@ -17,6 +17,7 @@ from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from common.errors import Refused
+from common.shown import shown
 from host.source.interface import Can, Geometry, Source, fails
 from host.source.pieces import Pieces
 
@@ -24,6 +25,7 @@ TRIES = 4
 TIMEOUT_S = 10.0  # of connecting, and of a silence in the middle of a body
 _PAUSES_S = (0.1, 0.4, 1.6)  # between tries
 _MAX_HOPS = 5
+_VALIDATOR = 256  # characters of an ETag; it is part of what an export is known by, and travels in orders
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DENIED = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT, 412: errno.ESTALE}
@@ -46,6 +48,11 @@ class _Broken(Exception):
     def __init__(self, number: int, why: str) -> None:
         super().__init__(why)
         self.number = number
+
+
+def _fails(number: int, text: str) -> OSError:
+    """A part of `text` is the server's words."""
+    return fails(number, shown(text))
 
 
 class HttpSource(Source):
@@ -78,12 +85,12 @@ class HttpSource(Source):
             except _Broken as error:
                 self._drop()
                 if pause is None:
-                    raise fails(error.number, f"{self._url}: {error}") from None
+                    raise _fails(error.number, f"{self._url}: {error}") from None
                 self._sleep(pause)
             except (HTTPException, ValueError) as error:
                 self._drop()
                 if pause is None:
-                    raise fails(errno.EIO, f"{self._url}: {type(error).__name__}: {error}") from None
+                    raise _fails(errno.EIO, f"{self._url}: {type(error).__name__}: {error}") from None
                 self._sleep(pause)
             except BaseException:
                 self._drop()
@@ -97,7 +104,8 @@ class HttpSource(Source):
         self._pin = _validator(answer, self._url)
         match = re.fullmatch(r"bytes 0-0/(\d{1,18})", answer.getheader("Content-Range", ""))
         if match is None:
-            raise Refused(f"{self._url}: {answer.getheader('Content-Range')!r} tells no size: give another server")
+            told = shown(repr(answer.getheader("Content-Range")))
+            raise Refused(f"{self._url}: {told} tells no size: give another server")
         self._body(answer, 1)
         self.geometry = Geometry(int(match[1]))
 
@@ -108,7 +116,7 @@ class HttpSource(Source):
             raise _Broken(errno.EIO, f"asked for a range, answered {answer.status}")
         assert self._pin is not None
         if answer.getheader(self._pin.says) != self._pin.value:
-            raise fails(errno.ESTALE, f"{self._url}: the object was changed")
+            raise _fails(errno.ESTALE, f"{self._url}: the object was changed")
         want = f"bytes {first}-{last}/{self.geometry.size_bytes}"
         if (got := answer.getheader("Content-Range")) != want:
             raise _Broken(errno.EIO, f"asked for {want!r}, answered {got!r}")
@@ -125,16 +133,17 @@ class HttpSource(Source):
             if answer.status not in _REDIRECTS:
                 break
             target = urljoin(url, answer.getheader("Location", ""))
+            answer.close()  # one that ends with its connection is not closed by that
             self._drop()
             if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-                raise fails(errno.EACCES, f"{url}: redirected to {target}: not safe, or no web address")
+                raise _fails(errno.EACCES, f"{url}: redirected to {target}: not safe, or no web address")
             url = target
         else:
-            raise fails(errno.ELOOP, f"{self._url}: redirected more than {_MAX_HOPS} times")
+            raise _fails(errno.ELOOP, f"{self._url}: redirected more than {_MAX_HOPS} times")
         if answer.status in _AGAIN:
             raise _Broken(errno.EIO, f"answered {answer.status} {answer.reason}")
         if answer.status >= 400:
-            raise fails(_DENIED.get(answer.status, errno.EIO), f"{url}: answered {answer.status} {answer.reason}")
+            raise _fails(_DENIED.get(answer.status, errno.EIO), f"{url}: answered {answer.status} {answer.reason}")
         return answer
 
     def _send(self, url: str, headers: dict[str, str]) -> HTTPResponse:
@@ -176,6 +185,8 @@ class HttpSource(Source):
 
 def _validator(answer: HTTPResponse, url: str) -> Validator:
     etag, modified = answer.getheader("ETag"), answer.getheader("Last-Modified")
+    if max(len(etag or ""), len(modified or "")) > _VALIDATOR:
+        raise Refused(f"{url}: an ETag or date of more than {_VALIDATOR} characters: give another server")
     if etag and not etag.startswith("W/"):
         return Validator("ETag", "If-Match", etag)
     if modified:

@@ -17,7 +17,7 @@ from bus.books import ledger_of
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import follow, limits, trace
-from common.errors import Gone, Refused, RoleExit, WireError
+from common.errors import MALFORMED, Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
 from common.wire import ExportRecord, Op
 from host.source.core import Action, Complete, Job, SourceCore
@@ -75,7 +75,7 @@ class SourceRole:
             self._map(str(body.get("owner")), body.get("generation"))
         elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "follow":
             if follow.on() and len(self._followed) < limits.MAX_IN_FLIGHT:
-                self._followed |= {int(sequence): str(io) for sequence, io in body["ids"]}
+                self._follow(body)
         else:
             raise WireError(f"{kind} is not for a source")
 
@@ -91,6 +91,12 @@ class SourceRole:
             return
         self._arenas[generation] = arena
         self._core.arena(generation, arena.size_bytes)
+
+    def _follow(self, note: dict[str, Any]) -> None:
+        try:
+            self._followed |= {int(sequence): str(io) for sequence, io in note["ids"]}
+        except MALFORMED as error:
+            raise WireError(f"ids to follow: {type(error).__name__}: {error}") from None
 
     # -- work ----------------------------------------------------------------------------------------------------
     def _do(self, actions: list[Action]) -> None:

@@ -111,7 +111,13 @@ class Device:
 
 
 def _describe(bus: int, address: int) -> _Place:
-    backend = fresh_backend()
+    try:
+        return _look(fresh_backend(), bus, address)
+    except IndexError as error:  # pyusb's, of an interface that has no setting at all
+        raise WireError(f"the device's descriptors are not whole: {error}") from None
+
+
+def _look(backend: Any, bus: int, address: int) -> _Place:
     found, configurations = _find(backend, bus, address)
     handle = backend.open_device(found)
     try:

@@ -10,7 +10,7 @@ from bus.arena import Arena
 from bus.envelope import Body, Kind
 from bus.role import Role
 from common import follow, limits, trace
-from common.errors import WireError
+from common.errors import MALFORMED, WireError
 from common.refusals import Refusals
 from common.wire import Control, ExportRecord
 from common.wire_v1 import ControlV1, Record
@@ -66,7 +66,7 @@ class Usb:
             raise WireError(f"{kind} from the session is not a note")
         try:
             self._take_note(body)
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise WireError(f"note {body.get('note')!r} of the session: {type(error).__name__}: {error}") from None
 
     def _take_note(self, note: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class Usb:
             int(note["serial"]),
             int(note["type"]),
             int(note["request"]),
-            bytes(note.get("data", b"")),
+            bytes(memoryview(note.get("data", b""))),
             int(note.get("length", 0)),
         )
         here = self._attachment
@@ -213,7 +213,7 @@ class Usb:
         try:
             record = ExportRecord(int(hello["export_id"]), int(hello["block_size"]), int(hello["size_bytes"]))
             read_only = bool(hello["read_only"])
-        except (TypeError, KeyError, ValueError):
+        except MALFORMED:
             raise WireError(f"HELLO of {role} lacks a field") from None
         self._hellos[role] = (generation, record, read_only)
         self._batches[role] = []

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,10 +35,10 @@ from gadget.session.state import Device, State
 from host.session.eject import Ejection, load_ejection, save_ejection
 from host.session.export import Export
 from host.session.served import Served, load_served, save_served, served_path
+from tests.fuzz.hurt import JSON, hurt, places, put
 from tools.supervise.memory import History, Memory, memory_path
 from tools.supervise.plan import Plan, gadget_plan, plan_path
 
-settings.register_profile("long", max_examples=20_000, deadline=None)
 EXPORT = ExportRecord(0xA, 512, 1 << 20)
 RECORD = Record(Op.WRITE, 0, 1, 0xA, 0, 1, 0, 512)
 FRAME = pack_head(7, 3, 1, HEAD_BYTES + RECORD_BYTES + 512) + pack_record(RECORD, 0, 512) + bytes(512)
@@ -59,26 +58,6 @@ MESSAGES: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
 }
 
 
-@st.composite
-def hurt(draw: st.DrawFn, good: bytes) -> bytes:
-    """`good` after one to four accidents."""
-    data = bytearray(good)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
-        match draw(st.integers(0, 4)):
-            case 0:
-                del data[at:]
-            case 1 if at < len(data):
-                data[at] ^= 1 << draw(st.integers(0, 7))
-            case 2:
-                data[at:at] = data[: draw(st.integers(0, len(data)))]
-            case 3:
-                data[at:at] = draw(st.binary(max_size=8))
-            case _:
-                data[at : at + 4] = draw(st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"]))
-    return bytes(data)
-
-
 @pytest.mark.parametrize("name", MESSAGES)
 @given(draw=st.data())
 @settings(deadline=None)
@@ -91,29 +70,7 @@ def test_a_hurt_message_is_a_wire_error_or_a_message(name: str, draw: st.DataObj
         assert "\n" not in str(error) and len(str(error)) < 1000, "one line that a log can hold"
 
 
-JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 DEEP = "[" * 100_000
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of everything in it, itself included."""
-    found = [path]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
-
-
-def put(value: Any, path: tuple[Any, ...], other: Any) -> Any:
-    if not path:
-        return other
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = put(value[path[0]], path[1:], other)
-    return copy
 
 
 def write_state(runtime: Runtime) -> Path:

@@ -61,6 +61,7 @@ class SimArena:
 
     def __init__(self, memory: mmap.mmap, generation: int) -> None:
         self.generation, self.size_bytes, self.locked = generation, len(memory), True
+        self._mapped = memory
         self.memory = memoryview(memory)
         self.address = addressof(c_char.from_buffer(memory))
 
@@ -81,6 +82,10 @@ class SimArena:
         if memory is None:
             raise Gone(f"arena {owner}@{generation}: its owner was replaced")
         return SimArena(memory, generation)
+
+    def unlink(self) -> None:
+        run = here()
+        run.arenas = {key: memory for key, memory in run.arenas.items() if memory is not self._mapped}
 
 
 class SimRuntime:

@@ -205,7 +205,9 @@ def test_a_request_past_the_end_fails_alone() -> None:
     assert [s.pending.sequence for s in sent(core)] == [2]
 
 
-@pytest.mark.parametrize("item", [[1, 2], "x", [1, 0, 99, 0, 1, 0], [1, 9, 0, 0, 1, 0], [1, 0, 0, -1, 1, 0], None])
+@pytest.mark.parametrize(
+    "item", [[1, 2], "x", [1, 0, 99, 0, 1, 0], [1, 9, 0, 0, 1, 0], [1, 0, 0, -1, 1, 0], [1, 1, 0, 0, 1, 256], None]
+)
 def test_a_malformed_request_from_a_queue_is_one_error(item: object) -> None:
     with pytest.raises(WireError, match=r"queue\.aa"):
         online().ask(ROLE, 1, [item])

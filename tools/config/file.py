@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from bus.runtime import check_name
+from common import limits
 from common.errors import Exit, Refused
+from common.shown import shown
 from tools.cli.grammar import grammar, leaf
 from tools.cli.values import queue_depth, serial, source
 from tools.config.lines import line_of
 
 COMMANDS = {"gadget": ("gadget", "up"), "host": ("host", "serve")}
 _TEXTS = (None, serial, source)  # of which a number is not one
+_FAULT_CHARACTERS = 1500  # of a line about a fault, the names of all keys included
 _NOT_KEYS = frozenset({"help", "debug", "config", "instance"})  # an instance is named where it is started
 
 
@@ -59,14 +62,25 @@ def check(paths: list[str]) -> int:
 
 def read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Values for each side, and faults as lines `FILE:LINE: KEY: what: what to do`."""
+    values, faults = _read(path)
+    return values, [shown(fault, _FAULT_CHARACTERS) for fault in faults]
+
+
+def _read(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     values: dict[str, dict[str, Any]] = {side: {} for side in COMMANDS}
     try:
-        text = Path(path).read_bytes().decode()
+        with Path(path).open("rb") as file:
+            content = file.read(limits.CONFIG_BYTES + 1)
+        if len(content) > limits.CONFIG_BYTES:
+            return values, [f"{path}: more than {limits.CONFIG_BYTES} bytes: is it a configuration file?"]
+        text = content.decode()
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         return values, [_not_toml(path, text, str(error))]
     except UnicodeDecodeError as error:
         return values, [f"{path}: not UTF-8 at byte {error.start}: TOML is UTF-8"]
+    except (RecursionError, ValueError) as error:  # tomllib's, of a nest without end and of a number of 4301 digits
+        return values, [f"{path}: not TOML that can be read: {error}"]
     faults = []
     for side, table in tables.items():
         at = _place(path, text, (side,))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from bus import fds as fdsocket
@@ -17,10 +18,32 @@ from bus.runtime import Runtime, living
 from common import limits
 from common.errors import Gone, WireError
 from common.log import Log
+from common.shown import shown
 from tools.supervise.launch import SPAWNER, kill, launch
 
 _RETRY_S = limits.RECONNECT_MS / 1000
 _RELAUNCH_S = 20.0  # a fresh start takes seconds in the emulated guest
+_NUMBER, _TEXT, _NUMBER_OR_NONE = (int,), (str,), (int, NoneType)
+_EVENTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "hello": {"pid": _NUMBER, "twin": _NUMBER_OR_NONE, "children": (list,)},
+    "twin": {"pid": _NUMBER_OR_NONE},
+    "spawned": {"role": _TEXT, "serial": _NUMBER, "pid": _NUMBER, "generation": _NUMBER},
+    "refused": {"role": _TEXT, "serial": _NUMBER, "why": _TEXT},
+    "exit": {"role": _TEXT, "pid": _NUMBER, "status": _NUMBER_OR_NONE},
+}
+
+
+def check_event(message: dict[str, Any], received: list[int]) -> None:
+    """Has an event all that is read of it? Raises WireError, and its descriptors are closed."""
+    event = message.get("event")
+    fields = _EVENTS.get(event, {}) if isinstance(event, str) else {}
+    lacking = [name for name, types in fields.items() if not isinstance(message.get(name), types)]
+    if event == "hello" and not lacking and not all(type(pid) is int for pid in message["children"]):
+        lacking = ["children"]
+    if lacking or (fields and len(received) != (event == "spawned")):
+        for fd in received:
+            os.close(fd)
+        raise WireError(f"event {shown(repr(event), 40)}: with {len(received)} descriptors, malformed {lacking}")
 
 
 class SpawnerLink:
@@ -91,6 +114,7 @@ class SpawnerLink:
         while self._socket is not None:
             try:
                 message, received = fdsocket.receive(self._socket)
+                check_event(message, received)
             except BlockingIOError:
                 return
             except WireError as error:

@@ -26,8 +26,9 @@ from bus import newroot
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, write_reason
 from common import limits, trace
-from common.errors import Gone, ReplugError, RoleExit, WireError
+from common.errors import MALFORMED, Gone, ReplugError, RoleExit, WireError
 from common.log import Log
+from common.shown import shown
 from tools.supervise import process, succession
 from tools.supervise.birth import RETIRE, START, be_role
 from tools.supervise.keeper import Keeper
@@ -213,12 +214,12 @@ class Spawner:
             return
         try:
             self._obey(peer, message, received)
-        except (ReplugError, KeyError, TypeError, ValueError, OSError) as error:
-            self.log.warning(f"order {message.get('do')!r}: {type(error).__name__}: {error}")
+        except (ReplugError, *MALFORMED, OSError) as error:
+            self.log.warning(shown(f"order {message.get('do')!r}: {type(error).__name__}: {error}"))
             for fd in received:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-            self._send(peer, {"event": "error", "why": str(error)})
+            self._send(peer, {"event": "error", "why": shown(str(error))})
 
     def _obey(self, peer: socket.socket, message: dict[str, Any], received: list[int]) -> None:
         match message["do"]:

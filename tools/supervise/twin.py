@@ -11,7 +11,7 @@ import socket
 from bus import fds as fdsocket
 from bus import newroot
 from bus.runtime import Runtime, boottime_ns, take_name
-from common.errors import Gone, WireError
+from common.errors import MALFORMED, Gone, WireError
 from tools.supervise import process
 from tools.supervise.plan import Plan
 from tools.supervise.store import Store
@@ -49,7 +49,7 @@ class Twin:
             elif message["do"] == "drop":
                 self._store.drop(message["role"])
                 fdsocket.send(self._link, {"event": "dropped"})
-        except (WireError, KeyError, ValueError):
+        except (WireError, *MALFORMED):
             return True  # the spawner checked it before: then it is its fault, and it is the one who counts
         except (Gone, OSError):
             return False
