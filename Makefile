@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo try test docs lint unit sim chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -24,6 +24,9 @@ demo: setup $(if $(ARCH),.setup/system-$(ARCH)) ## the whole thing on a real ker
 
 # Of new seeds of the simulator in each `make test`, counted over all processors.
 SIM_SECONDS ?= 60
+
+try: setup ## your own image as a disk in a guest, with a shell there; the file stays as it is: IMAGE=rootfs.img
+	@$(VENV)/bin/replug demo --image $(or $(IMAGE),$(error say which with IMAGE=rootfs.img))
 
 test: setup lint ## lint, unit tests here, new seeds of the simulator, e2e tests in guests, and one count over all
 	@rm -rf $(RESULTS)/unit.xml $(RESULTS)/e2e; mkdir -p $(RESULTS); \

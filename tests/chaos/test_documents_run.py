@@ -107,6 +107,7 @@ ELSEWHERE = {
     ),
     "make demo": ("tests/system/test_deb.py", "demo"),
     "make deb": ("tests/unit/test_package_deb.py", "deb"),
+    "make try IMAGE=rootfs.img": ("tests/e2e/test_trial.py", "tools.demo.trial"),
     "make top": ("tests/chaos/test_top_kills.py", "Terminal("),
     "sudo apt install ./dist/replug_*_all.deb": ("tests/system/test_deb.py", "dpkg"),
     "sudo systemctl enable --now replug-gadget.service": ("tests/system/test_systemd.py", "replug-gadget"),

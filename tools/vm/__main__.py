@@ -29,7 +29,7 @@ TAIL_LINES = 60
 RUN_LIMIT_S = 300.0
 PYTEST_LIMIT_S = 1900.0
 SHELL_LIMIT_S = 86400.0
-SHELL = ("sh", "-c", "exec setsid -cw bash -i </dev/hvc0 >/dev/hvc0 2>&1")
+SHELL = ("sh", "-c", 'exec setsid -cw "$@" </dev/hvc0 >/dev/hvc0 2>&1', "sh")  # and what to run on the terminal
 
 
 def main(argv: list[str]) -> int:
@@ -65,12 +65,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     one.add_argument("--arch", choices=[arch.value for arch in Arch], default=Arch.here().value,
                      help="arm64: a root of Debian packages of its own, with replug in it")  # fmt: skip
     one.add_argument("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
-    one.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
     one.add_argument("--console", type=Path, metavar="FILE", help="write the kernel's console there")
     one.add_argument("--dmesg", type=Path, metavar="FILE", help="write the kernel's log there at the end")
-    shell = actions.add_parser("shell", help="a shell in a guest, on this terminal; what it writes is lost")
+    shell = actions.add_parser(
+        "shell", help="a shell, or COMMAND..., in a guest on this terminal; what it writes is lost"
+    )
     _machine_options(shell, SHELL_LIMIT_S)
-    shell.set_defaults(arch=Arch.here().value, share=[], visible=[], dmesg=None, console=None)
+    shell.set_defaults(arch=Arch.here().value, share=[], dmesg=None, console=None)
+    for each in (one, shell):
+        each.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
     many = actions.add_parser("pytest", help="a pytest: replug vm pytest [OPTIONS] -- PYTEST ARGUMENTS")
     _machine_options(many, PYTEST_LIMIT_S)
     many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="guests")
@@ -114,14 +117,14 @@ def _setup(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-def _shell(options: argparse.Namespace, _rest: list[str]) -> int:
+def _shell(options: argparse.Namespace, rest: list[str]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         say("shell: stdin and stdout are not a terminal: use 'replug vm run -- COMMAND...'")
         return 2
     before = termios.tcgetattr(0)
     options.env = [f"TERM={os.environ.get('TERM', 'dumb')}", *options.env]
     try:
-        return _run(options, list(SHELL), terminal=True)
+        return _run(options, [*SHELL, *(rest or ("bash", "-i"))], terminal=True)
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)  # QEMU made it raw and is killed at the end
 
