@@ -33,16 +33,33 @@ class Scheme(StrEnum):
     FAULT = "fault"
 
 
-OPTIONS: dict[Scheme, frozenset[str]] = {
-    Scheme.FILE: frozenset({"ro"}),
-    Scheme.HTTP: frozenset(),
-    Scheme.HTTPS: frozenset(),
-    Scheme.FSSPEC: frozenset(),
-    Scheme.RANDOM: frozenset({"size"}),
-    Scheme.OVERLAY: frozenset(),
-    Scheme.FAULT: frozenset({"error", "ops", "delay_ms", "torn", "short"}),
+# Each kind's own options, with what they mean: the parser knows no others, and the reference is made from them.
+OPTIONS: dict[Scheme, dict[str, str]] = {
+    Scheme.FILE: {"ro": "writes are refused"},
+    Scheme.HTTP: {},
+    Scheme.HTTPS: {},
+    Scheme.FSSPEC: {},
+    Scheme.RANDOM: {"size": "its size, a multiple of 512, as 64M; must be given"},
+    Scheme.OVERLAY: {},
+    Scheme.FAULT: {
+        "error": "the errno that is told, by its name, as EIO or ENOSPC",
+        "ops": "which operations fail, as read,write (default: all): read, write, flush, discard, write_zeroes",
+        "delay_ms": "what is waited before each of them, in milliseconds",
+        "torn": "a failing read or write has done its first half",
+        "short": "a read ends after its first half, and then fails, as if the file had been cut",
+    },
+}
+MEANINGS: dict[Scheme, str] = {
+    Scheme.FILE: "an image file or a block device, read and written in place",
+    Scheme.HTTP: "a file that a server has, read-only; the server must know ranges",
+    Scheme.HTTPS: "the same, encrypted",
+    Scheme.FSSPEC: "an object of any store that fsspec knows, read-only",
+    Scheme.RANDOM: "random bytes from a seed, the same ones each time, read-only",
+    Scheme.OVERLAY: "another source, left as it is: what is written lies in a map file beside it",
+    Scheme.FAULT: "another source that misbehaves while its switch file exists: for tests",
 }
 WRAPPERS = (Scheme.OVERLAY, Scheme.FAULT)
+OVER = "the source under it, written as it would be alone; always the last option; must be given"
 _BODY = {
     Scheme.FILE: "the path of an image or block device",
     Scheme.RANDOM: "a seed",

@@ -123,6 +123,8 @@ NOT_RUN = {
     "sudo dracut --force": "changes the machine's boot",
     "sudo rc-update add replug-gadget default": "wants OpenRC as init: see tests/system/test_openrc.py",
     "sudo rc-service replug-gadget start": "wants OpenRC",
+    "sudo touch /etc/replug/initramfs": "changes the machine's boot: `make boot` does it in a guest",
+    "sudo update-initramfs -u": "changes the machine's boot: `make boot` does it in a guest",
     'sudo adduser "$USER" plugdev': "changes the machine's users",
     "sudo pkill -KILL -f tools.supervise.spawner": "would strike every spawner of this machine: see "
     "tests/chaos/test_native.py",
@@ -229,6 +231,22 @@ def test_each_command_of_the_documents_is_known_to_one_table_and_no_table_knows_
 def test_the_test_that_runs_it_is_there(command: str) -> None:
     file, words = ELSEWHERE[command]
     assert words in (ROOT / file).read_text()
+
+
+def test_every_file_of_a_running_side_is_in_the_reference(machines: Machines) -> None:
+    section = (
+        (ROOT / "docs/reference/files.md").read_text().partition("## Runtime directory\n")[2].partition("\n## ")[0]
+    )
+    names = [
+        name for row in re.findall(r"^\| (.*?) \|", section, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    ]
+    known = [re.compile(re.escape(name).replace("NAME", "[^/]+") + (".*" if name[-1] == "/" else "")) for name in names]
+    for side in Side:
+        root = Runtime(side).root
+        for path in sorted(root.rglob("*")):
+            name = str(path.relative_to(root)) + ("/" if path.is_dir() else "")
+            below = any(form.startswith(name) for form in names)
+            assert below or any(form.fullmatch(name) for form in known), f"{name} is not in docs/reference/files.md"
 
 
 @pytest.mark.parametrize("command", RUN)

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import Refused
+from host.source.spec import MEANINGS, OPTIONS, Scheme
 from tools.cli.grammar import DELEGATED, grammar, subcommands
+from tools.cli.sources import look_at
 from tools.config.file import read
 from tools.docs.__main__ import PAGES
+from tools.docs.messages import in_module
 from tools.docs.tree import commands
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +125,63 @@ def test_the_reference_has_every_option_of_every_command() -> None:
         assert section, command.name
         for option in (*command.options, *command.arguments):
             assert f"| `{option.form}` | ".replace("<", "\\<") in section
+
+
+def test_every_option_and_argument_says_what_it_means() -> None:
+    silent = [(c.name, o.form) for c in commands() for o in (*c.options, *c.arguments) if not o.text]
+    assert silent == []
+
+
+def test_commands_that_read_their_own_words_are_in_the_reference_too() -> None:
+    text = (ROOT / "docs/reference/commands.md").read_text()
+    assert "## replug demo\n" in text and "| `--image F` | " in text
+    assert "## replug vm run\n" in text and "| `--memory SIZE` | " in text
+
+
+def test_every_kind_of_source_and_each_of_its_options_is_in_the_reference() -> None:
+    text = (ROOT / "docs/reference/sources.md").read_text()
+    assert set(MEANINGS) == set(OPTIONS) == set(Scheme)
+    for scheme in Scheme:
+        assert f"| {MEANINGS[scheme]} |" in text
+        section = text.partition(f"## Options of `{scheme}:`\n")[2].partition("\n## ")[0]
+        for option, meaning in OPTIONS[scheme].items():
+            assert f"| `{option}` | {meaning} |" in section
+
+
+CODE = """
+from common import errors
+def one(path, why):
+    cure = "give another"
+    raise Refused(f"{path.name}: no disk: {why!r}: {cure}", Exit.BUSY)
+def two(error):
+    def cure(): raise errors.Lacking("no module:"
+                                     " load it")
+    try:
+        raise Refused(str(error)) from None
+    finally:
+        raise argparse.ArgumentTypeError(f"{error} | {len(error)}")
+        raise Refused(f"{ERRORS[error]}: again")
+"""
+
+
+def test_a_message_is_found_with_what_its_variables_hold_and_its_exit_status() -> None:
+    found = [(message.text, message.status) for message in in_module(CODE, "x.py")]
+    assert found == [("NAME: no disk: WHY: give another", 3), ("no module: load it", 4), ("ERRORS: again", 2)]
+
+
+def test_the_messages_that_a_command_gives_are_those_of_the_page(tmp_path: Path) -> None:
+    """Some that can be had here, each against the page's own line, its capitals standing for anything."""
+    page = (ROOT / "docs/reference/every-message.md").read_text()
+    forms = [
+        re.escape(text).replace("\\ ", " ") for text in re.findall(r"^\| `+ ?(.*?) ?`+ \| \d \|$", page, re.MULTILINE)
+    ]
+    patterns = [re.compile(re.sub(r"(\\\.){3}|[A-Z][A-Z_]+", ".*", form), re.DOTALL) for form in forms]
+    (tmp_path / "odd.img").write_bytes(bytes(1000))
+    (tmp_path / "none.img").touch()
+    for argument in ("odd.img", "none.img", "absent.img", ".", "random:7", "nonsense:x"):
+        with pytest.raises(Refused) as error:
+            look_at([argument if ":" in argument else f"{tmp_path}/{argument}"], None, False)
+        assert any(pattern.fullmatch(str(error.value)) for pattern in patterns), str(error.value)
 
 
 @pytest.mark.parametrize("wrong", ["replug host serve --no-such-option a.img", "replug stats", "replug kill"])

@@ -72,7 +72,7 @@ def grammar() -> argparse.ArgumentParser:
     for name, text in _ROLE_COMMANDS.items():
         command = commands.add_parser(name, parents=[common], help=text)
         _side(command)
-        command.add_argument("role", metavar="ROLE")
+        _role(command)
     text = "have this installation take over a side that runs, process by process, while its disks are in use"
     _side(commands.add_parser("upgrade", parents=[common], help=text))
     _log(commands.add_parser("log", parents=[common], help="a role's log, or its level"))
@@ -88,7 +88,7 @@ def grammar() -> argparse.ArgumentParser:
     check = config.add_subparsers(dest="action", required=True, metavar="check").add_parser(
         "check", parents=[common], help="look at a file, and name file, line and key of each fault"
     )
-    check.add_argument("file", metavar="FILE", nargs="+")
+    check.add_argument("file", metavar="FILE", nargs="+", help="of options: TOML, as --config takes it")
     completion = commands.add_parser("completion", parents=[common], help="a bash script, for eval")
     completion.add_argument("--roles", action="store_true", help="names of the roles here, for that script")
     for name, text in (("vm", "run something in the guest"), ("demo", "the main job, shown with faults")):
@@ -166,7 +166,7 @@ def _metrics_port(parser: argparse.ArgumentParser) -> None:
 
 def _log(parser: argparse.ArgumentParser) -> None:
     _side(parser)
-    parser.add_argument("role", metavar="ROLE")
+    _role(parser)
     parser.add_argument("--follow", action="store_true", help="go on with what is written, until Ctrl-C")
     parser.add_argument("--level", choices=_LEVELS, help="set its level, also for successors, and print nothing")
     _format(parser)
@@ -178,6 +178,13 @@ def _trace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--io", default="", metavar="ID", help="only I/Os whose id begins so: an export, or one I/O")
     parser.add_argument("--for", dest="for_s", type=of.time, metavar="T", help="end after this time (default: Ctrl-C)")
     _format(parser)
+
+
+def _role(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "a process of the side, as `replug status` names it: usb, session, queue.NAME, source.NAME, watchdog, spawner"
+    )
+    parser.add_argument("role", metavar="ROLE", help=text)
 
 
 def _format(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,10 @@ def try_image(path: Path, arch: str | None, timeout_s: float) -> int:
 def served(image: Path) -> Iterator[dict[str, Any]]:
     """Its export on the gadget side, live; both sides are down afterwards."""
     with tempfile.TemporaryDirectory(prefix="replug-try-") as place:
-        for side in (("gadget", "up"), ("host", "serve", "--background", f"overlay:{place}/writes.map?over={image}")):
+        for side in (
+            ("gadget", "up"),
+            ("host", "serve", "--background", f"image=overlay:{place}/writes.map?over={image}"),
+        ):
             done = replug(*side)
             if done.returncode:
                 raise DemoFailed(f"{' '.join(side)}: exit {done.returncode}: {done.stderr.strip()}")

@@ -8,7 +8,7 @@ import html
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,9 +165,11 @@ def _markdown() -> MarkdownIt:
     return MarkdownIt("commonmark").enable("table")
 
 
-def show(root: Path, destination: Path) -> int:
-    """For the command line: 1 and a line for each fault, or where the pages are."""
-    wrong = build(root, destination)
+def show(root: Path, destination: Path, stale: Sequence[str] = ()) -> int:
+    """For the command line: 1 and a line for each fault, or where the pages are. `stale`: pages to be made anew."""
+    wrong = [f"{name}: not what the code says: run 'python -m tools.docs'" for name in stale] or build(
+        root, destination
+    )
     for fault in wrong:
         print(f"docs: {os.path.relpath(fault, root)}" if fault.startswith("/") else f"docs: {fault}")
     if not wrong:

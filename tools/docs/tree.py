@@ -51,6 +51,7 @@ def common_options() -> tuple[Option, ...]:
 
 
 def _walk(parser: argparse.ArgumentParser, words: tuple[str, ...], text: str) -> Iterator[Command]:
+    parser = _delegated().get(" ".join(words), parser)
     below = subcommands(parser)
     if not below:
         own = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
@@ -66,6 +67,14 @@ def _walk(parser: argparse.ArgumentParser, words: tuple[str, ...], text: str) ->
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, child in below.items():
                 yield from _walk(child, (*words, name), helps.get(name, ""))
+
+
+def _delegated() -> dict[str, argparse.ArgumentParser]:
+    """Commands that read their own words: the grammar knows only that they are there."""
+    from tools.demo import parser as demo
+    from tools.vm.__main__ import parser as vm
+
+    return {"demo": demo(), "vm": vm()}
 
 
 def _argument(action: argparse.Action) -> Option:

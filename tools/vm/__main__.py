@@ -58,9 +58,20 @@ def say(text: str) -> None:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options before `--`; the command, or pytest's arguments, behind it. Exits with 2 on wrong use."""
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(prog="replug vm", description="a guest with a real kernel")
-    actions = parser.add_subparsers(dest="action", required=True)
-    one = actions.add_parser("run", help="one command: replug vm run [OPTIONS] -- COMMAND...")
+    words = parser()
+    options, rest = words.parse_args(argv[:cut]), argv[cut + 1 :]
+    if options.action == "run" and not rest:
+        words.error("no command: replug vm run [OPTIONS] -- COMMAND...")
+    if options.action == "pytest" and options.jobs < 1:
+        words.error("--jobs must be at least 1")
+    return options, rest
+
+
+def parser() -> argparse.ArgumentParser:
+    """What stands before `--`; also what the reference is made from."""
+    found = argparse.ArgumentParser(prog="replug vm", description="a guest with a real kernel")
+    actions = found.add_subparsers(dest="action", required=True)
+    one = actions.add_parser("run", help="one command, behind --, in a guest")
     _machine_options(one, RUN_LIMIT_S)
     one.add_argument("--arch", choices=[arch.value for arch in Arch], default=Arch.here().value,
                      help="arm64: a root of Debian packages of its own, with replug in it")  # fmt: skip
@@ -68,40 +79,36 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     one.add_argument("--console", type=Path, metavar="FILE", help="write the kernel's console there")
     one.add_argument("--dmesg", type=Path, metavar="FILE", help="write the kernel's log there at the end")
     shell = actions.add_parser(
-        "shell", help="a shell, or COMMAND..., in a guest on this terminal; what it writes is lost"
+        "shell", help="a shell, or the command behind --, in a guest on this terminal; what it writes is lost"
     )
     _machine_options(shell, SHELL_LIMIT_S)
     shell.set_defaults(arch=Arch.here().value, share=[], dmesg=None, console=None)
     for each in (one, shell):
         each.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
-    many = actions.add_parser("pytest", help="a pytest: replug vm pytest [OPTIONS] -- PYTEST ARGUMENTS")
+    many = actions.add_parser("pytest", help="a pytest, with the arguments behind --, in guests")
     _machine_options(many, PYTEST_LIMIT_S)
     many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="guests")
     many.add_argument("--results", type=Path, metavar="DIR", help="keep junit files and consoles there")
     many.add_argument("--direct", action="store_true", default=os.environ.get("REPLUG_E2E_DIRECT") == "1",
                       help="on this machine itself, on dummy controllers only")  # fmt: skip
     count = actions.add_parser("count", help="counts over junit files and directories of them, and what failed")
-    count.add_argument("junit", nargs="+", type=Path)
+    count.add_argument("junit", nargs="+", type=Path, metavar="FILE", help="of junit, or a directory of them")
     setup = actions.add_parser("setup", help="fetch the kernel and probe this machine")
     setup.add_argument("--refresh", action="store_true", help="take the newest kernel even if one is there")
-    options = parser.parse_args(argv[:cut])
-    rest = argv[cut + 1 :]
-    if options.action == "run" and not rest:
-        parser.error("no command: replug vm run [OPTIONS] -- COMMAND...")
-    if options.action == "pytest" and options.jobs < 1:
-        parser.error("--jobs must be at least 1")
-    return options, rest
+    return found
 
 
 def _machine_options(parser: argparse.ArgumentParser, limit_s: float) -> None:
     limit = f"default {limit_s:.0f}"
     parser.add_argument("--timeout", type=float, default=limit_s, metavar="SECONDS", help=limit)
-    parser.add_argument("--memory", default="1G", metavar="SIZE")
+    parser.add_argument("--memory", default="1G", metavar="SIZE", help="of the guest (default: 1G)")
     parser.add_argument("--udcs", type=int, choices=range(33), default=1, metavar="N", help="controllers")
-    parser.add_argument("--speed", choices=[speed.value for speed in Speed], default=Speed.HIGH.value)
+    speeds, text = [speed.value for speed in Speed], "of the dummy USB (default: high)"
+    parser.add_argument("--speed", choices=speeds, default=Speed.HIGH.value, help=text)
     parser.add_argument("--module", action="append", default=[], metavar="NAME", help="load it too")
-    parser.add_argument("--env", action="append", default=[], type=_pair, metavar="K=V")
-    parser.add_argument("--accel", choices=[accel.value for accel in Accel], default=Accel.AUTO.value)
+    parser.add_argument("--env", action="append", default=[], type=_pair, metavar="K=V", help="for the command")
+    accels, text = [accel.value for accel in Accel], "kvm is used where it really works, which is tried (default: auto)"
+    parser.add_argument("--accel", choices=accels, default=Accel.AUTO.value, help=text)
 
 
 def _pair(text: str) -> str:
