@@ -5,10 +5,14 @@ what was written last, the models have seen nothing that a kernel would not take
 acknowledged, and `down` leaves nothing. The long run is `make chaos-native`.
 """
 
+import contextlib
 import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +195,32 @@ def test_a_process_that_changes_though_nobody_struck_it_is_told(tmp_path: Path) 
 
     with pytest.raises(Violation, match=r"other processes changed too: .*session"):
         survive(tmp_path, lambda roles: [(Sly(Side.GADGET, "session"),)])
+
+
+def test_a_run_that_is_ended_leaves_no_process() -> None:
+    with tempfile.TemporaryDirectory() as short:  # sockets lie in it: their paths have a limit
+        _end_a_run(Path(short))
+
+
+def _end_a_run(place: Path) -> None:
+    env = {**os.environ, "TMPDIR": os.fspath(place), "N": "1000", "SEED": "1"}
+    with subprocess.Popen([sys.executable, "-m", "tests.native"], env=env, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        told = next(line for line in run.stdout if "paused" in line)
+        assert _of(place), f"both sides run: {told}"
+        run.terminate()
+        assert run.wait(30.0) == 128 + signal.SIGTERM
+    assert _of(place) == []
+
+
+def _of(place: Path) -> list[str]:
+    """The processes that were started for a run in `place`."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"REPLUG_RUNTIME={place}".encode() in environ.read_bytes():
+                found.append((environ.parent / "comm").read_text().strip())
+    return found
 
 
 def test_a_stage_that_is_not_reached_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

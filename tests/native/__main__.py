@@ -8,6 +8,7 @@ the same again.
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ LIMIT_S = 30.0  # for I/O to flow again: far above every budget
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, _ended)  # of timeout(1), say: both sides are processes of their own and must be ended
     seed = int(os.environ.get("SEED") or time.time())
     v0 = bool(os.environ.get("V0"))
     print(f"chaos-native: SEED={seed}{' V0=1' if v0 else ''}", flush=True)
@@ -48,6 +50,10 @@ def main() -> int:
     verified = f"{run.verified_bytes >> 20} MiB verified"
     print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {verified}, seed {seed}")
     return run.verdict()
+
+
+def _ended(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def on_models(devices: list[Path], seed: int) -> list[Workload]:

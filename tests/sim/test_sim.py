@@ -3,6 +3,8 @@
 import importlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
 from functools import cache
 from types import SimpleNamespace
 
@@ -14,6 +16,14 @@ from tests.sim.campaign import Plan, outcomes
 from tests.sim.mutations import MUTATIONS, Mutation, found_at, writes_done_at_once
 from tests.sim.run import FAULTS, Run, substituted
 from tests.sim.seeds import KEPT, Kept
+from tests.sim.transitions import (
+    LINK_NEVER,
+    LINK_NOT_MODELLED,
+    LINK_SELDOM,
+    SESSION_NOT_MODELLED,
+    SESSION_SELDOM,
+    Reasons,
+)
 from tests.sim.world import Violation
 
 SEEDS = range(120)
@@ -99,25 +109,34 @@ def _is_model(value: object) -> bool:
     return isinstance(value, SimpleNamespace) or str(getattr(value, "__module__", "")).startswith("tests.sim")
 
 
+def _transitions(table: Iterable[tuple[Enum, Enum]]) -> set[str]:
+    return {f"transition {type(state).__module__} {state.name} {event.name}" for state, event in table}
+
+
+def _each_is_driven_or_named(table: set[str], counts: Counter[str], never: Reasons, excused: Reasons) -> None:
+    driven, named = ({entry.split(" ", 2)[2] for entry in entries} for entries in (table & counts.keys(), table))
+    assert driven & never.keys() == set(), "driven, though it was said to be impossible"
+    assert named - driven - never.keys() - excused.keys() == set(), "not driven any more: name it with its reason"
+    assert (never | excused).keys() - named == set(), "there is no such transition"
+
+
 @pytest.mark.timeout(180)
 def test_the_seeds_drive_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     counts = sum((counts_of(group) for group in range(GROUPS)), Counter())
-    link = {f"transition gadget.usb.link {state.name} {event.name}" for state, event in LINK_TABLE}
-    session = {f"transition host.session.core {state.name} {event.name}" for state, event in SESSION_TABLE}
+    link = _transitions(LINK_TABLE)
+    session = _transitions(SESSION_TABLE)
     with capsys.disabled():
-        for name, table in (("gadget link", link), ("host session", session)):
+        for table in (link, session):
             missing = sorted(entry.split(" ", 2)[2] for entry in table - counts.keys())
-            print(
-                f"\n{name}: {len(table & counts.keys())} of {len(table)} transitions; not driven: {', '.join(missing)}"
-            )
+            print(f"\n{len(table & counts.keys())} of {len(table)} transitions; not driven: {', '.join(missing)}")
         deaths = sorted(name for name in counts if name.startswith(("death of ", "killed ")))
         print(f"{len(deaths)} pairs of a death and a stage:")
         for name in deaths:
             print(f"  {counts[name]:5} {name}")
-    # What two processes cannot bring about (ABSENT LOST, ...) is the unit tests' to walk; so many the fixed seeds
-    # drove when this was written.
     assert len(link & counts.keys()) >= 11
     assert len(session & counts.keys()) >= 29
+    _each_is_driven_or_named(link, counts, LINK_NEVER, LINK_NOT_MODELLED | LINK_SELDOM)
+    _each_is_driven_or_named(session, counts, {}, SESSION_NOT_MODELLED | SESSION_SELDOM)
     assert counts["bio FUA"] and counts["source WRITE_ZEROES"] and counts["zeroes written instead"]
     assert counts["ublk reissued"] and counts["halts"] and counts["set_interface"] and counts["source job after kill"]
 
