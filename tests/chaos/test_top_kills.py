@@ -105,7 +105,7 @@ def shape(lines: list[str]) -> str:
     text = re.sub(r"(?m)^   [ ▁▂▃▄▅▆▇█·]*$", "bars", text)
     text = re.sub(r"(?m)( running .*?) +signal .*$", r"\1", text)  # of deaths in tests before
     text = re.sub(r"queue\.\w+…?", "queue.X", text)
-    text = re.sub(r"session \w+…|▶", " ", text)
+    text = re.sub(r"session \w+…|▶| up [\dhdms]+", " ", text)
     text = re.sub(r"\d[\d.]*[A-Za-zµ%/]*|(?<=\s)-(?=\s|$)", "#", text)
     lines = [" ".join(line.split()) for line in text.replace(", I/O waits for #", "").splitlines()]
     return "\n".join(re.sub(r"#( #)+", "#", line) for line in lines)

@@ -11,6 +11,8 @@ import pytest
 
 import tools
 from bus.runtime import Runtime, Side
+from common.wire import ExportRecord
+from gadget.session.state import Device, State, save
 from tools.cli.completion import script
 from tools.cli.grammar import grammar
 from tools.cli.side import bring_up, take_down
@@ -70,7 +72,27 @@ def test_files_are_offered_where_files_are_meant(tmp_path: Path) -> None:
     assert complete("replug status roo", tmp_path) == set()
 
 
-@pytest.mark.parametrize("command", ["restart", "drain", "kill", "log"])
+@pytest.mark.parametrize("command", ["host remove", "host eject", "host remove other"])
+def test_names_of_what_is_served_are_offered(side: None, command: str) -> None:
+    assert complete(f"replug {command} di") == {"disk"}
+
+
+@pytest.mark.parametrize("command", ["fail", "limit", "resume"])
+def test_names_of_the_gadgets_exports_are_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("REPLUG_RUNTIME", str(tmp_path))
+    assert complete(f"replug export {command} roo") == set(), "no side runs"
+    runtime = Runtime(Side.GADGET)
+    runtime.create()
+    records = [ExportRecord(number, 512, 1 << 20) for number in (1, 2)]
+    devices = (Device("00000001", records[0], 0, label="rootfs"), Device("00000002", records[1], 1))
+    save(runtime.state_path(), State(5, devices))
+    assert complete(f"replug export {command} roo") == {"rootfs"}
+    assert complete(f"replug export {command} 0") == {"00000002"}, "one that no host has named has the gadget's name"
+
+
+@pytest.mark.parametrize("command", ["restart", "drain", "kill", "log", "trace"])
 def test_names_of_living_roles_are_offered(side: None, command: str) -> None:
     assert complete(f"replug {command} so") == {"source.disk"}
     assert "watchdog" in complete(f"replug {command} ")

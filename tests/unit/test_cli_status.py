@@ -61,6 +61,15 @@ def test_the_document_of_a_running_side_is_as_the_schema_says(side: Runtime) -> 
     assert (export["read_iops"], export["counters"]["read_bytes"], export["latency_ms"]["p50"]) == (10, 40960, 0.768)
 
 
+def test_what_programs_read_is_there_whatever_is_known(side: Runtime) -> None:
+    kill([record for role in ("source.disk", "session", "usb") if (record := living(side, role)) is not None])
+    for document in (look(side), look(Runtime(Side.GADGET))):
+        assert faults(document) == []
+        assert set(document["link"]) >= {"state", "since", "peer", "speed", "epoch"}
+        for export in document["exports"]:
+            assert set(export) >= {"in_flight", "read_iops", "write_iops", "read_bytes_s", "write_bytes_s"}
+
+
 def test_the_document_where_nothing_runs_is_as_the_schema_says(
     runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +130,7 @@ def test_a_stopped_role_makes_the_look_neither_long_nor_blind(side: Runtime) -> 
     finally:
         os.kill(pid, signal.SIGCONT)
     assert faults(document) == []
-    assert "read_iops" not in document["exports"][0]
+    assert document["exports"][0]["read_iops"] is None, "it is not known, and not 0"
 
 
 def test_a_stopped_session_is_named(side: Runtime) -> None:

@@ -238,3 +238,20 @@ def test_no_order_is_given_about_nobody() -> None:
 def test_ages(wall: float, text: str) -> None:
     assert age("2026-01-01T00:00:00.000+00:00", wall) == text
     assert age("", wall) == age(None, wall) == ""
+
+
+# -- the head --------------------------------------------------------------------------------------------------------
+def test_the_head_tells_for_how_long_the_side_is_up_and_leaves_out_first_what_matters_least() -> None:
+    link = {"state": "online", "since": "1970-01-01T00:00:00+00:00", "peer": "v1", "speed": "high-speed"}
+    top = top_with(document(since="1969-12-31T22:00:00+00:00", link=link))
+    assert screen(top, 80)[0] == " replug gadget:default  ● healthy  link online 0s v1 high-speed  up 2h00m"
+    assert screen(top, 100)[0].endswith("  up 2h00m  session 5f3a…")
+    assert screen(top, 70)[0].endswith("high-speed")
+
+
+def test_a_reason_that_is_longer_than_the_screen_ends_with_an_ellipsis() -> None:
+    long = document(state="degraded", reason="because " * 20)
+    line = screen(top_with(long), 80)[1]
+    assert len(line) == 80 and line.endswith("…")
+    fits = document(state="degraded", reason="x" * 79)
+    assert screen(top_with(fits), 80)[1] == " " + "x" * 79

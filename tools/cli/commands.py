@@ -156,8 +156,11 @@ def _config_check(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> int:
+    from bus.runtime import Side
     from tools.cli import completion
 
+    if options.exports:
+        return completion.exports(Side(options.exports), options.instance)
     return completion.roles(options.instance) if options.roles else completion.show()
 
 

@@ -1,6 +1,6 @@
 """`replug completion`: a bash script made from the parser, so that it never knows other words than the command does.
 
-Names of roles are asked of the runtime directories each time; nothing runs then that costs time.
+Names of roles and exports are asked of the runtime directories each time; nothing runs then that costs time.
 """
 
 import argparse
@@ -51,6 +51,21 @@ def roles(instance: str) -> int:
     return Exit.DONE
 
 
+def exports(side: Side, instance: str) -> int:
+    """Names of the exports of a side: what the host serves, and what the gadget's state file remembers."""
+    runtime = Runtime(side, instance)
+    if side is Side.HOST:
+        served = [role for role in recorded_roles(runtime) if living(runtime, role) is not None]
+        names = [role.partition(".")[2] for role in served if role.startswith("source.")]
+    else:
+        from gadget.session.state import load
+
+        state = load(runtime.state_path())
+        names = [device.label or device.name for device in state.devices] if state is not None else []
+    print(*names, sep="\n")
+    return Exit.DONE
+
+
 def script(parser: argparse.ArgumentParser) -> str:
     paths: list[str] = []
     values: list[str] = []
@@ -62,6 +77,9 @@ def script(parser: argparse.ArgumentParser) -> str:
         options = [option for action in command._actions for option in action.option_strings if option.startswith("--")]
         names = [*subcommands(command), *options]
         asked = " $(replug completion --roles 2>/dev/null)" if _takes(command, ("ROLE",)) else ""
+        if _takes(command, ("NAME",)):  # of an export: parked ones are the gadget's, what is served is the host's
+            side = Side.HOST if path.startswith("/host/") else Side.GADGET
+            asked = f" $(replug completion --exports {side} 2>/dev/null)"
         words.append(f'        "{path}") words="{" ".join(names)}{asked}" ;;')
         if _takes(command, _FILES):
             files.append(path)

@@ -90,7 +90,9 @@ def grammar() -> argparse.ArgumentParser:
     )
     check.add_argument("file", metavar="FILE", nargs="+", help="of options: TOML, as --config takes it")
     completion = commands.add_parser("completion", parents=[common], help="a bash script, for eval")
-    completion.add_argument("--roles", action="store_true", help="names of the roles here, for that script")
+    asked = completion.add_mutually_exclusive_group()
+    asked.add_argument("--roles", action="store_true", help="names of the roles here, for that script")
+    asked.add_argument("--exports", choices=("gadget", "host"), help="names of the exports of a side, for that script")
     for name, text in (("vm", "run something in the guest"), ("demo", "the main job, shown with faults")):
         commands.add_parser(name, help=text)  # for the help only: parse() has seen them before
     return parser

@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from bus.runtime import Runtime, living, recorded_roles
+from bus.runtime import Runtime, living, modified, recorded_roles
 from common.errors import Exit, Gone, Refused, ReplugError
 from common.units import show_size
 from tools.cli.document import EXPORT_NAMES, LINK_NAMES, VERSION
@@ -17,7 +17,9 @@ from tools.cli.where import elsewhere, exists, meant
 
 ANSWER_S = 1.5  # for all answers together; who is busy for longer does no I/O either
 QUIET_S = 0.3  # without any answer: then those that are dead or stopped are not waited for
-NOTHING: dict[str, Any] = {"session_id": None, "link": {"state": "absent"}, "processes": [], "exports": []}
+NO_LINK: dict[str, Any] = {"state": "absent", "since": "", "peer": "", "speed": "", "epoch": ""}
+NOTHING: dict[str, Any] = {"session_id": None, "link": NO_LINK, "processes": [], "exports": []}
+UNCOUNTED = dict.fromkeys(("in_flight", "read_iops", "write_iops", "read_bytes_s", "write_bytes_s"))
 Document = dict[str, Any]
 
 
@@ -38,13 +40,15 @@ def look(runtime: Runtime) -> Document:
     session: dict[str, Any] = told if isinstance(told, dict) else {"reason": _absent("session", told, rows)}
     exports = [dated(held_up(_export(export, answers), rows), rows) for export in session.get("exports", [])]
     link = session.get("link") or _link_by_usb(answers.get("usb"))
+    brought_up = modified(runtime.root / "plan.json")
     return {
         **head,
+        **({} if brought_up is None else {"since": brought_up.isoformat(timespec="milliseconds")}),
         "state": judge({**watched, "processes": rows}, session),
         "session_id": session.get("session_id"),
-        "link": {name: value for name, value in link.items() if name in LINK_NAMES},
+        "link": NO_LINK | {name: value for name, value in link.items() if name in LINK_NAMES},
         "processes": rows,
-        "exports": [{name: value for name, value in e.items() if name in EXPORT_NAMES} for e in exports],
+        "exports": [UNCOUNTED | {name: value for name, value in e.items() if name in EXPORT_NAMES} for e in exports],
         "reason": "going down" if watched["going_down"] else _reason(runtime, session, rows),
     }
 

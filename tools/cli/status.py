@@ -62,7 +62,7 @@ def summary(document: dict[str, Any]) -> str:
     parts.append(f"link {document['link']['state']}")
     for export in document["exports"]:
         text = f"{export['name']} {export.get('state')}"
-        if "read_bytes_s" in export:
+        if export.get("read_bytes_s") is not None:
             text += f" read {show_size(export['read_bytes_s'])}/s write {show_size(export['write_bytes_s'])}/s"
             text += f" in flight {export.get('in_flight', 0)}"
         parts.append(text)
@@ -109,7 +109,7 @@ def export_cells(export: dict[str, Any]) -> list[str]:
     reason = str(export.get("reason", ""))
     since = f" since {time_of_day(export['since'])}" if export.get("since") and " since " not in reason else ""
     state = str(export.get("state", "")) + since + (f": {reason}" if reason else "")
-    if "read_bytes_s" in export:
+    if export.get("read_bytes_s") is not None:
         rates = f"read {show_size(export['read_bytes_s'])}/s, write {show_size(export['write_bytes_s'])}/s"
         state += f"; {rates}, {export.get('in_flight', 0)} in flight"
     if export.get("unflushed_bytes"):

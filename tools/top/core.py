@@ -74,6 +74,7 @@ class View:
     state: str
     link: Document
     session: str
+    up: str  # for how long the side is up; empty: not known
     notice: str  # the one thing to know above all: why nothing answers
     exports: tuple[ExportView, ...]
     processes: tuple[Document, ...]  # each with `up`: for how long it is in its state
@@ -188,6 +189,7 @@ class Top:
             state=str(seen["state"]),
             link={**shown["link"], "age": age(shown["link"].get("since"), wall)},
             session=str(shown["session_id"] or ""),
+            up=age(shown.get("since"), wall),
             notice=notice,
             exports=tuple(self._export(export) for export in shown["exports"]),
             processes=tuple({**row, "up": age(row["since"], wall)} for row in shown["processes"]),

@@ -35,7 +35,7 @@ def draw(view: View, width: int, height: int) -> list[Line]:
     """At most `height` lines of at most `width` cells; the last one is the line of keys."""
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return [_cut([(f"{MIN_WIDTH}x{MIN_HEIGHT} needed", "")], width)][:height]
-    head = _head(view)
+    head = _head(view, width)
     room = height - len(head) - 1
     if view.mode is Mode.HELP:
         body: list[Line] = [[(text, "")] for text in _HELP]
@@ -48,13 +48,16 @@ def draw(view: View, width: int, height: int) -> list[Line]:
     return [_cut(line, width) for line in [*head, *body, _keys(view)]]
 
 
-def _head(view: View) -> list[Line]:
+def _head(view: View, width: int) -> list[Line]:
+    """What does not fit is left out, the least important first."""
     link = view.link
     line: Line = [(f" replug {view.title}", "bold"), ("  ● ", _style(view.state)), (view.state, _style(view.state))]
     line += [("  link ", ""), (str(link["state"]), _style(str(link["state"])))]
     line += [(" " + text, "") for text in (link.get("age"), link.get("peer"), link.get("speed")) if text]
-    if view.session:
-        line.append((f"  session {view.session[2:6]}…", "dim"))
+    more = [f"  up {view.up}" if view.up else "", f"  session {view.session[2:6]}…" if view.session else ""]
+    for text in more:
+        if sum(len(piece) for piece, _ in line) + len(text) <= width:
+            line.append((text, "dim"))
     why = view.notice or (str(link.get("reason") or "") if link["state"] != "online" else "")
     return [line, [(f" {why}", "yellow")]] if why else [line]
 
@@ -185,10 +188,12 @@ def _fit(text: str, width: int) -> str:
 
 
 def _cut(line: Line, width: int) -> Line:
-    """No control characters (a log line may hold any), and no longer than the screen is wide."""
-    left, cut = width, []
+    """No control characters (a log line may hold any), and no longer than the screen is wide; a cut is marked."""
+    left, cut = width, list[tuple[str, str]]()
     for text, style in line:
-        text = "".join(c if c.isprintable() else " " for c in text)[:left]
+        text = "".join(c if c.isprintable() else " " for c in text)
+        if len(text) > left:
+            return [*cut, (text[: left - 1] + "…", style)] if left else cut
         left -= len(text)
         cut.append((text, style))
     return cut
