@@ -26,12 +26,12 @@ from bus import newroot
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, write_reason
 from common import limits, trace
-from common.errors import MALFORMED, Gone, ReplugError, RoleExit, WireError
+from common.errors import Gone, ReplugError, RoleExit, WireError
 from common.log import Log
-from common.shown import shown
 from tools.supervise import process, succession
 from tools.supervise.birth import RETIRE, START, be_role
 from tools.supervise.keeper import Keeper
+from tools.supervise.peers import Peers
 from tools.supervise.plan import WATCHDOG_ENTRY, Plan, RoleSpec
 from tools.supervise.store import Store
 from tools.supervise.twin import Twin, fork_twin
@@ -57,9 +57,8 @@ class Spawner:
         self._children: dict[int, Child] = {}
         self._armed: dict[str, dict[str, Any]] = {}  # kill points of tests, for the next process of a role
         self._last_generation = 0
-        self._watchers: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
-        self._listener = self._listen()
+        self._peers = Peers(self._selector, runtime.spawner_socket(), self.log, self._obey)
         self._wake = self._watch_children()
         self._twin: tuple[int, socket.socket] | None = None
         self._keeper = Keeper(runtime, self.log, self._spawn_watchdog)
@@ -81,17 +80,6 @@ class Spawner:
                 handler()
             if not ready:  # what it said while we were held up is heard before it is called silent
                 self._keeper.keep()
-
-    def _listen(self) -> socket.socket:
-        path = self.runtime.spawner_socket()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # a dead spawner's: we hold the name
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.setblocking(False)
-        listener.bind(os.fspath(path))
-        listener.listen(16)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        return listener
 
     def _watch_children(self) -> tuple[socket.socket, socket.socket]:
         ours, theirs = socket.socketpair()
@@ -153,13 +141,14 @@ class Spawner:
             return None
         ours.setblocking(False)
         self._twin = (pid, ours)
-        self._tell({"event": "twin", "pid": pid})
+        self._peers.tell({"event": "twin", "pid": pid})
         return None
 
     def _let_go(self, *more: socket.socket) -> None:
         """In the twin: no object of ours may close a descriptor number that is someone else's by then."""
         self._selector.close()
-        for sock in (self._listener, *self._wake, *self._watchers, *more):
+        self._peers.detach()
+        for sock in (*self._wake, *more):
             sock.detach()
         if self._twin is not None:
             self._twin[1].detach()
@@ -186,7 +175,7 @@ class Spawner:
             return  # an orphan of a role's
         if pid == self._keeper.pid:
             self._keeper.died(status)
-        self._tell({"event": "exit", "role": child.role, "pid": pid, "status": status})
+        self._peers.tell({"event": "exit", "role": child.role, "pid": pid, "status": status})
 
     def _adopted_watchdog_died(self) -> None:
         if self._keeper.pidfd is not None:
@@ -194,55 +183,28 @@ class Spawner:
         self._keeper.died(None)
 
     # -- orders --------------------------------------------------------------------------------------------------
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            peer, _ = self._listener.accept()
-            peer.setblocking(False)
-            self._watchers.append(peer)
-            self._selector.register(peer, selectors.EVENT_READ, lambda: self._read(peer))
-
-    def _read(self, peer: socket.socket) -> None:
-        try:
-            message, received = fdsocket.receive(peer)
-        except BlockingIOError:
-            return
-        except WireError as error:
-            self.log.warning(str(error))
-            return
-        except (Gone, OSError):
-            self._forget(peer)
-            return
-        try:
-            self._obey(peer, message, received)
-        except (ReplugError, *MALFORMED, OSError) as error:
-            self.log.warning(shown(f"order {message.get('do')!r}: {type(error).__name__}: {error}"))
-            for fd in received:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-            self._send(peer, {"event": "error", "why": shown(str(error))})
-
     def _obey(self, peer: socket.socket, message: dict[str, Any], received: list[int]) -> None:
         match message["do"]:
             case "beat":
                 sign(self._name_fd)
                 self._keeper.heard()
                 self._keep_up()
-                self._send(peer, {"event": "beat"})
+                self._peers.send(peer, {"event": "beat"})
             case "watch":
                 self._keeper.heard()
-                self._send(peer, self._greeting())
+                self._peers.send(peer, self._greeting())
             case "spawn":
                 self._order(peer, message)
             case "keep":
                 self.store.keep(str(message["role"]), [str(n) for n in message["names"]], received)
                 self._forward(message, tuple(received))
-                self._send(peer, {"event": "kept"})
+                self._peers.send(peer, {"event": "kept"})
             case "drop":
                 self._drop(str(message["role"]))
-                self._send(peer, {"event": "dropped"})
+                self._peers.send(peer, {"event": "dropped"})
             case "arm":
                 self._arm(str(message["role"]), message["trace"])
-                self._send(peer, {"event": "armed"})
+                self._peers.send(peer, {"event": "armed"})
             case "successor":
                 self._execute_successor(peer, message)
             case succession.SUCCEED:
@@ -278,11 +240,11 @@ class Spawner:
             pid, generation = self._spawn(spec, function, urgent=message.get("urgent") is True)
         except OSError as error:
             why = f"fork: {error.strerror}"
-            self._send(peer, {"event": "refused", "role": spec.role, "serial": serial, "why": why})
+            self._peers.send(peer, {"event": "refused", "role": spec.role, "serial": serial, "why": why})
             return
         pidfd = os.pidfd_open(pid)  # not reaped yet, so it is that one's
         told = {"event": "spawned", "role": spec.role, "serial": serial, "pid": pid, "generation": generation}
-        self._send(peer, told, (pidfd,))
+        self._peers.send(peer, told, (pidfd,))
         os.close(pidfd)
 
     def _execute_successor(self, peer: socket.socket, message: dict[str, Any]) -> None:
@@ -293,7 +255,7 @@ class Spawner:
             succession.execute(self.runtime, command, pythonpath)
         self.log.info(f"successor {pid}: {' '.join(command)}")
         pidfd = os.pidfd_open(pid)
-        self._send(peer, {"event": "successor", "pid": pid}, (pidfd,))
+        self._peers.send(peer, {"event": "successor", "pid": pid}, (pidfd,))
         os.close(pidfd)
 
     def _give_place(self, peer: socket.socket, message: dict[str, Any]) -> None:
@@ -324,24 +286,6 @@ class Spawner:
         if self._twin is not None:
             with contextlib.suppress(Gone, OSError):  # a dead twin is renewed, and its successor inherits the store
                 fdsocket.send(self._twin[1], message, sent)
-
-    def _send(self, peer: socket.socket, message: dict[str, Any], sent: tuple[int, ...] = ()) -> None:
-        try:
-            fdsocket.send(peer, message, sent)
-        except BlockingIOError:
-            self.log.warning(f"a reader does not read: {message.get('event')} dropped")
-        except (Gone, OSError):
-            self._forget(peer)
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        for peer in list(self._watchers):
-            self._send(peer, message)
-
-    def _forget(self, peer: socket.socket) -> None:
-        if peer in self._watchers:
-            self._watchers.remove(peer)
-            self._selector.unregister(peer)
-            peer.close()
 
     # -- the end -------------------------------------------------------------------------------------------------
     def _shutdown(self, keep_directory: bool) -> NoReturn:
