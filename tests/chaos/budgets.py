@@ -1,8 +1,8 @@
 """The promises on pauses, and the verdict of what a run measured. No clock and no I/O in here.
 
 A pause is the longest gap between two completions while requests are in flight. What is promised natively are the
-figures of ARCHITECTURE.md; under an emulator time is another, so there a death is measured by a cold start of Python
-in the same run. A strike that nothing is promised for (two at once, a stopped process, a sleep) is not judged.
+figures of docs/explanation/recovery.md; under an emulator time is another, so there a death is measured by a cold start
+of Python in the same run. What nothing is promised for (two at once, a stopped process, a sleep) is not judged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
