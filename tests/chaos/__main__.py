@@ -63,7 +63,7 @@ def main() -> int:
     run.said = machine.said
     try:
         with inside.both_sides(*files) as bench:
-            bring_up[:] = [partial(_bring_up, bench)]
+            bring_up[:] = [partial(by_command, bench)]
             run.strike_all([Path(bench.image_device), Path(bench.scratch_device)])
             footprint = memory()
         took = bench.down_s
@@ -210,8 +210,8 @@ def _replaced(before: dict[Key, int], changed: set[Key]) -> bool:
     return before.keys() <= inside.pids().keys()
 
 
-def _bring_up(bench: inside.Bench, side: Side) -> None:
-    """What an operator types after a side died as a whole."""
+def by_command(bench: inside.Bench, side: Side) -> None:
+    """events.bring_up of a guest: what an operator types after a side died as a whole."""
     if side is Side.GADGET:
         up = inside.replug("gadget", "up")
         if up.returncode:

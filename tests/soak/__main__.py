@@ -10,10 +10,12 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from common.errors import ReplugError
-from tests.chaos.__main__ import verifying
+from tests.chaos.__main__ import by_command, verifying
+from tests.chaos.events import bring_up
 from tests.chaos.machine import Machine
 from tests.chaos.results import Results
 from tests.chaos.workload import Violation
@@ -60,6 +62,7 @@ def _in_guest(run: Soak, files: list[Path], seed: int) -> None:
     machine = Machine()
     run.said = machine.said
     with inside.both_sides(*files) as here:
+        bring_up[:] = [partial(by_command, here)]
         run.strike_all([Path(here.image_device), Path(here.scratch_device)])
     if complaints := machine.complaints():
         raise Violation("\n".join(["the machine is not as before:", *complaints]))
