@@ -25,23 +25,25 @@ _INTRODUCTION = """# Every fault at every stage{title}
 
 One row for each stage that a role can be in, one column for each event that can strike meanwhile. The role has told
 that it is at the stage, I/O of two disks was in flight, and every other process kept its pid; then it went on in the
-changed world. Each cell: the longest gap between two completions around the event, median / longest, in ms. In every
-cell with a figure all I/O ended well and every block was verified. {where}
+changed world. Each cell: the longest gap between two completions around the event, in ms, or, if it was struck several
+times, median / longest of them. In every cell with a figure all I/O ended well and every block was verified.
+
+{where}
 
 "dies": the role is killed at the stage. "stops": it is stopped there for 0.5 s. A dash with a letter is a cell that
 cannot exist, and says below why.
 """
-_IN_A_GUEST = """Measured in the emulated guest; what the kernel logged was
-compared, after each cell, with a list of the lines that are expected, each with its reason. "suspend, freezer" freezes
-the tasks of the machine for 5 s, or for 2 s where the kernel gives up at a task that waits for I/O; that they did not
-run is measured. Written by `python -m tests.chaos.document` from a run of `make chaos-cells`."""
-_NATIVE = """Measured natively: the roles, the bus,
-the fd store, watchdog, spawner and twin are real processes, **the kernel's shells are replaced**: the cable with
-FunctionFS and usbfs, and ublk with the block layer, are models in a process of their own (tests/native), so their
-times are no hardware's. "authorized" is there the cable itself, out for 0.3 s and in; enumeration takes 0.03 to 0.3 s
-of it. Two processors, at low priority beside other work (a load of 8 to 10): most of the longer ones is waiting for a
-processor. At a load of 3 the medians of a plain death of gadget `queue` and `usb` were 70 and 47 ms. Written by
-`python -m tests.chaos.document --native` from a run of `make chaos-native CELLS=2`."""
+_IN_A_GUEST = """Measured in the emulated guest; what the kernel logged was compared, after each cell, with a list of
+the lines that are expected, each with its reason. "suspend, freezer" freezes the tasks of the machine for 5 s, or for
+2 s where the kernel gives up at a task that waits for I/O; that they did not run is measured. Written by `python -m
+tests.chaos.document` from a run of `make chaos-cells`."""
+_NATIVE = """Measured natively: the roles, the bus, the fd store, watchdog, spawner and twin are real processes, **the
+kernel's shells are replaced**: the cable with FunctionFS and usbfs, and ublk with the block layer, are models in a
+process of their own (tests/native), so their times are no hardware's. "authorized" is there the cable itself, out for
+0.3 s and in; enumeration takes 0.03 to 0.3 s of it. Two processors, at low priority (nice 15) beside other work (a
+load of 13 to 15): how much of a pause is waiting for a processor is told by the gap without a fault, at the end. At a
+load of 3 the medians of a plain death of gadget `queue` and `usb` were 70 and 47 ms in an earlier run. Written by
+`python -m tests.chaos.document --native` from a run of `make chaos-native CELLS=1`."""
 
 
 def main(arguments: list[str]) -> int:
