@@ -27,8 +27,9 @@ from tests.chaos.budgets import COLD_START, FAULT_FREE, Judged, Promise, guest_l
 from tests.chaos.events import Key, bring_up, cable, kind_of
 from tests.chaos.machine import Machine, memory
 from tests.chaos.programs import programs
+from tests.chaos.pulse import Pulse, stood_still
 from tests.chaos.results import Results
-from tests.chaos.scenario import Strike, draw, every, table, told
+from tests.chaos.scenario import Strike, draw, every, sleeps_in, table, told
 from tests.chaos.stages import killed
 from tests.chaos.workload import BLOCK, BlockDevice, Disk, Load, Violation, Workload
 from tools.demo import inside
@@ -76,7 +77,7 @@ def main() -> int:
         print(f"again: make chaos SEED={seed} N={run.step}", flush=True)
         return 1
     print(f"{results}\n{run.report}\n{footprint}; gadget down took {took:.1f} s")
-    print(f"chaos: pass, {run.step} faults, {run.verified_bytes >> 20} MiB verified, seed {seed}")
+    print(f"chaos: pass, {run.counted}, {run.verified_bytes >> 20} MiB verified, seed {seed}")
     return run.verdict()
 
 
@@ -96,7 +97,8 @@ class Run:
         self.said: Callable[[], list[str]] = list  # asked after each strike: what the kernel said that it should not
         self.limits: Callable[[Mapping[str, Sequence[float]]], Mapping[Promise, float]] = guest_limits
         self._loads: Sequence[Load] = []
-        self.step, self.verified_bytes = 0, 0
+        self._pulse = Pulse()
+        self.step, self.void, self.verified_bytes = 0, 0, 0  # void: this machine stood still, so it is not counted
 
     def strike_all(self, devices: list[Path], chosen: Callable[[list[Key]], Planned] | None = None) -> None:
         """What `chosen` makes of the roles that run, or what the environment asks for."""
@@ -108,12 +110,20 @@ class Run:
             if self.step % GAP_EVERY == 1:
                 self.results.measure(FAULT_FREE, self._fault_free_gap())
             pause_s = self._told(events, event, stage)
+            name = f"{event} at {stage}" if stage else event
+            if self._stood_still(events):
+                self.void += 1
+                print(f"{self.step}/{len(plan)}: {name}: void, nobody ran for {self._pulse.gap_s:.1f} s", flush=True)
+                continue
             kept = event if len(events) == 1 or os.environ.get("CELLS") else "two at once"
             self.results.add(kept, stage, pause_s, promised(events))
-            name = f"{event} at {stage}" if stage else event
             print(f"{self.step}/{len(plan)}: {name}: paused {pause_s * 1000:.0f} ms", flush=True)
         for load in self._loads:
             load.stop(self._limit_s)
+
+    @property
+    def counted(self) -> str:
+        return f"{self.step - self.void} faults" + (f" ({self.void} more void)" if self.void else "")
 
     @property
     def report(self) -> str:
@@ -148,6 +158,9 @@ class Run:
             print(f"FAIL at step {self.step}: {error}", flush=True)
             raise
 
+    def _stood_still(self, events: tuple[Strike, ...]) -> bool:
+        return stood_still(self._pulse.gap_s, sleeps_in(events))
+
     def _lacks(self, struck: tuple[Strike, ...], times: int) -> bool:
         return told(struck) not in self.results.failures and self.results.times(*told(struck)) < times
 
@@ -164,6 +177,7 @@ class Run:
         self._await(f"I/O in flight before: {name}", lambda: all(load.in_flight() for load in loads))
         for load in loads:
             load.begin_gap()
+        self._pulse.begin()
         marks = [load.completed for load in loads]
         for event in events:
             event.strike()
@@ -176,7 +190,7 @@ class Run:
         self._await(f"I/O to flow after: {name}", flows)
         now = inside.pids()
         others = [key for key, pid in before.items() if key not in changed and now.get(key) != pid]
-        if others:
+        if others and not self._stood_still(events):
             raise Violation(f"{name}: other processes changed too: {others}")
         if said := self.said():
             raise Violation("\n".join([f"{name}:", *said]))

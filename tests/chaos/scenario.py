@@ -83,6 +83,12 @@ def table(roles: list[Key], sleeps: Sleeps) -> list[tuple[Strike, ...]]:
     return [*((at,) for at in cells(roles, sleeps)), *((strike,) for strike in whenever), *pairs(roles)]
 
 
+def sleeps_in(struck: tuple[Strike, ...]) -> bool:
+    """Does it put this machine to sleep?"""
+    events = [strike.event if isinstance(strike, At) else strike for strike in struck]
+    return Suspend(Sleep.FREEZER) in events
+
+
 def told(struck: tuple[Strike, ...]) -> tuple[str, str]:
     """Event and stage, as the document names them."""
     if len(struck) == 1 and isinstance(struck[0], At):

@@ -6,7 +6,6 @@ Documentation/power/basic-pm-debugging.rst (pm_test), Documentation/driver-api/u
 import ctypes
 import errno
 import os
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.kernel_log import KernelLog, ours, refusing
+from tests.chaos.pulse import Pulse
 
 POWER = Path("/sys/power")
 _FREEZE_MS = 2000  # until the kernel gives up freezing; its own 20 s are only longer
@@ -77,7 +77,7 @@ def freeze_tasks() -> Freeze:
 def _attempt() -> Freeze:
     before = _counts()
     with closing(KernelLog()) as log:
-        with closing(_Pulse()) as pulse:
+        with closing(Pulse()) as pulse:
             _freeze()
         lines = log.new()
     succeeded, failed = (now - then for now, then in zip(_counts(), before, strict=True))
@@ -100,25 +100,6 @@ def _freeze() -> None:
 def _counts() -> tuple[int, int]:
     stats = POWER / "suspend_stats"
     return int((stats / "success").read_text()), int((stats / "failed_freeze").read_text())
-
-
-class _Pulse:
-    """A thread that does nothing but run now and then. `gap_s`: the longest that it did not."""
-
-    def __init__(self) -> None:
-        self.gap_s, self._ending = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        last = time.monotonic()
-        while not self._ending.wait(0.01):
-            now = time.monotonic()
-            self.gap_s, last = max(self.gap_s, now - last), now
-
-    def close(self) -> None:
-        self._ending.set()
-        self._thread.join()
 
 
 def suspend_bus(holders: Iterable[int], device: Path) -> None:

@@ -48,7 +48,7 @@ def main() -> int:
     print(f"{run.results}\n{run.report}")
     took = time.monotonic() - began
     verified = f"{run.verified_bytes >> 20} MiB verified"
-    print(f"chaos-native: pass, {run.step} faults in {took:.0f} s, {verified}, seed {seed}")
+    print(f"chaos-native: pass, {run.counted} in {took:.0f} s, {verified}, seed {seed}")
     return run.verdict()
 
 

@@ -4,6 +4,8 @@ import errno
 import itertools
 import os
 import random
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ from tests.chaos.budgets import (
 from tests.chaos.document import Page
 from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Terminate, Unplug, WholeSide
 from tests.chaos.kernel_log import EXPECTED, refusing, text_of, unexpected
+from tests.chaos.pulse import STALL_S, Pulse, stood_still
 from tests.chaos.results import Results
-from tests.chaos.scenario import cells, draw, every, pairs, table, told
+from tests.chaos.scenario import cells, draw, every, pairs, sleeps_in, table, told
 from tests.chaos.sleep import Freeze
 from tests.chaos.stages import At, Stage, Way, killed
 from tests.native.disk import ModelCable
@@ -183,6 +186,27 @@ def test_whom_the_freezer_names_is_read_from_the_log() -> None:
         "Call Trace:",
     ]
     assert refusing(lines) == ("python3 main",)
+
+
+def test_a_strike_while_this_machine_stood_still_is_told_from_one_that_froze_it() -> None:
+    assert not stood_still(STALL_S, slept=False)
+    assert stood_still(STALL_S + 0.1, slept=False)
+    assert not stood_still(5.5, slept=True), "the freezer's own"
+    assert stood_still(STALL_S + 6.1, slept=True)
+    assert sleeps_in((Suspend(Sleep.FREEZER),))
+    assert sleeps_in((At(Stage(Side.HOST, "usb", "somewhere", Way.IO), Suspend(Sleep.FREEZER)),))
+    assert not sleeps_in((Suspend(Sleep.ROOT_HUB),))
+
+
+def test_a_pulse_tells_how_long_it_was_not_let_run() -> None:
+    with closing(Pulse()) as pulse:
+        pulse.begin()
+        assert pulse.gap_s == 0.0
+        pulse._last -= 7.0  # as if it had not run since
+        end = time.monotonic() + 10.0
+        while pulse.gap_s < 7.0:
+            assert time.monotonic() < end, "it looks"
+            time.sleep(0.001)
 
 
 # -- what may be struck ------------------------------------------------------------------------------------------------
