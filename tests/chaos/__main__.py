@@ -142,7 +142,9 @@ class Run:
         if times:
             left = [struck for struck in table(roles, cable[0].sleeps)[self._part] if self._lacks(struck, times)]
             random.Random(self._seed).shuffle(left)  # what is slow or fails is met early, whatever its row
-            return left
+            return sorted(
+                left, key=lambda struck: told(struck)[1] != ""
+            )  # but first what strikes at any time: few, common
         if each:
             return [(event,) for _ in range(each) for event in every(roles, cable[0].sleeps)]
         choose = random.Random(self._seed)
