@@ -131,12 +131,23 @@ def boottime_ns() -> int:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (clock ticks since boot), or None if there is no such process (zombies: none)."""
+    """Field 22 of /proc/PID/stat (clock ticks since boot), or None if there is no such process (zombies: none).
+
+    Its first thread may be a zombie long before its last: one that was killed with another thread in D state lives on.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if fields[0] in "ZX" and not _has_living_threads(pid) else int(fields[19])
+
+
+def _has_living_threads(pid: int) -> bool:
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # ended between the two looks
+            if thread.read_text().rpartition(")")[2].split()[0] not in "ZX":
+                return True
+    return False
 
 
 def take_name(runtime: Runtime, role: str, generation: int) -> int:

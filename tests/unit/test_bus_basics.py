@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,30 @@ def home() -> Iterator[Runtime]:
     place.create()
     yield place
     shutil.rmtree(place.root.parent.parent, ignore_errors=True)
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, os, platform, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit(2): of this thread alone
+"""
+
+
+def test_a_process_lives_until_its_last_thread_has_ended() -> None:
+    """As one that was killed and has a thread in D state: it still holds what is its own, and may yet write."""
+    process = subprocess.Popen([sys.executable, "-c", FIRST_THREAD_ENDS], stdin=subprocess.PIPE)
+    born, deadline = runtime.start_ticks(process.pid), time.monotonic() + 20
+    while runtime.run_state(process.pid) != "Z":
+        assert time.monotonic() < deadline, "waited 20 s for the end of its first thread"
+        time.sleep(0.01)
+    assert born is not None and runtime.start_ticks(process.pid) == born
+    assert process.stdin is not None
+    process.stdin.close()
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        assert time.monotonic() < deadline, "waited 20 s for its death"
+        time.sleep(0.01)
+    assert runtime.start_ticks(process.pid) is None, "a zombie is dead"
+    process.wait()
 
 
 def test_runtime_directory_is_for_its_user_only(home: Runtime) -> None:
