@@ -10,11 +10,12 @@ import pytest
 from common.errors import Exit
 from tools.cli import main
 from tools.doctor.core import MEMLOCK_BYTES, Access, Facts, Level, Module, findings, sides
-from tools.doctor.probe import distribution, look, module
+from tools.doctor.probe import controllers_used, distribution, look, module
 from tools.doctor.show import lines
 
 APT = "a kernel of Debian 13"
-MODULES = dict.fromkeys(("ublk_drv", "libcomposite", "usb_f_fs"), Module.THERE)
+MODULES = dict.fromkeys(("ublk_drv", "libcomposite", "usb_f_fs", "usbmon"), Module.THERE)
+USED = (("fe980000.usb", "g1"),)
 GOOD = Facts(
     release="6.12.5-amd64",
     kernel=(6, 12),
@@ -46,6 +47,23 @@ def test_a_machine_that_lacks_nothing_has_no_cures() -> None:
     [
         ({"kernel": (6, 5)}, "gadget", "kernel", Level.LACK, APT),
         ({"kernel": (6, 6)}, "gadget", "kernel", Level.WARN, APT),
+        (
+            {"controllers_used": USED},
+            "gadget",
+            "UDC",
+            Level.LACK,
+            "end that gadget: echo | sudo tee",
+        ),
+        ({"python_missing": ("usb",)}, "host", "Python", Level.LACK, "apt install python3-usb"),
+        (
+            {"root": False, "udev_rule": False},
+            "host",
+            "udev rule",
+            Level.WARN,
+            "sudo cp packaging/udev/70-replug.rules",
+        ),
+        ({"root": False, "in_plugdev": False}, "host", "udev rule", Level.WARN, 'sudo adduser "$USER" plugdev'),
+        ({"modules": MODULES | {"usbmon": Module.ABSENT}}, "host", "usbmon", Level.WARN, "a kernel with"),
         ({"kernel": (5, 99)}, "gadget", "kernel", Level.LACK, APT),
         ({"modules": MODULES | {"ublk_drv": Module.ABSENT}}, "gadget", "ublk_drv", Level.LACK, APT),
         ({"modules": MODULES | {"usb_f_fs": Module.UNKNOWN}}, "gadget", "usb_f_fs", Level.LACK, "in a container"),
@@ -156,3 +174,21 @@ def test_only_the_side_asked_about_counts(capsys: pytest.CaptureFixture[str]) ->
     document = json.loads(capsys.readouterr().out)
     assert set(document["sides"]) == {"host"} == {finding["side"] for finding in document["findings"]}
     assert status == (Exit.LACKING if document["sides"]["host"] == "lack" else Exit.DONE)
+
+
+def test_a_controller_of_another_gadget_is_seen_and_one_of_ours_is_free(tmp_path: Path) -> None:
+    for gadget, controller in (("g1", "one.usb"), ("replug-default", "two.usb"), ("g2", "")):
+        place = tmp_path / "sys/kernel/config/usb_gadget" / gadget
+        place.mkdir(parents=True)
+        (place / "UDC").write_text(f"{controller}\n")
+    assert controllers_used(tmp_path) == (("one.usb", "g1"),)
+    free = replace(GOOD, controllers=("one.usb", "two.usb"), controllers_used=controllers_used(tmp_path))
+    assert sides(findings(free))["gadget"] is Level.OK
+
+
+@pytest.mark.parametrize(("missing", "level"), [(("rich",), Level.WARN), (("zmq", "rich"), Level.LACK)])
+def test_a_missing_module_of_python_is_told_with_what_it_is_for(missing: tuple[str, ...], level: Level) -> None:
+    found = {f.side: f for f in findings(replace(GOOD, python_missing=missing, distribution="")) if f.check == "Python"}
+    assert (found["gadget"].level, found["host"].level) == (level, level)
+    assert f"{missing[0]} (for " in found["host"].text
+    assert found["host"].cure.endswith(" ".join({"zmq": "pyzmq"}.get(name, name) for name in missing))

@@ -55,6 +55,10 @@ class Facts:
     usb_nodes_denied: int
     memlock_bytes: int | None  # None: no limit
     nofile: int
+    python_missing: tuple[str, ...] = ()  # of PACKAGES, by the name that is imported
+    controllers_used: tuple[tuple[str, str], ...] = ()  # those that another gadget than ours has, and which
+    udev_rule: bool = True  # that of the host side is installed
+    in_plugdev: bool = True  # the user is in the group that it names
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,17 @@ _LIBUSB = {
 }
 
 
+# What is imported, for what, and Debian's package of it.
+PACKAGES = {
+    "zmq": ("both sides", "python3-zmq"),
+    "msgpack": ("both sides", "python3-msgpack"),
+    "psutil": ("both sides", "python3-psutil"),
+    "usb": ("the host side", "python3-usb"),
+    "rich": ("top, and progress of long work", "python3-rich"),
+}
+_PIP = {"zmq": "pyzmq", "usb": "pyusb"}
+
+
 def findings(facts: Facts) -> list[Finding]:
     """For the gadget side first, then for the host side."""
     return [*_gadget(facts), *_host(facts)]
@@ -102,6 +117,7 @@ def _gadget(facts: Facts) -> list[Finding]:
     rows: list[_Row | None] = [_kernel(facts)]
     rows += [_module(facts, name) for name in ("ublk_drv", "libcomposite", "usb_f_fs")]
     rows += [_ublk(facts), _features(facts), _io_uring(facts), _configfs(facts), _controllers(facts)]
+    rows.append(_python(facts, "usb"))
     if facts.root:
         rows.append(("root", Level.OK, "runs as root", ""))
     else:
@@ -115,7 +131,7 @@ def _host(facts: Facts) -> list[Finding]:
         rows.append(("libusb", Level.LACK, "no libusb-1.0.so.0", _cure(_LIBUSB, facts)))
     else:
         rows.append(("libusb", Level.OK, facts.libusb, ""))
-    rows += [_usb_nodes(facts), *_limits(facts)]
+    rows += [_python(facts), _usb_nodes(facts), _rule(facts), _usbmon(facts), *_limits(facts)]
     return [Finding("host", *row) for row in rows if row is not None]
 
 
@@ -191,7 +207,25 @@ def _configfs(facts: Facts) -> _Row | None:
     return None  # it comes with libcomposite, whose own finding says it
 
 
+def _python(facts: Facts, but: str = "") -> _Row:
+    """`but`: what this side does without."""
+    missing = [name for name in facts.python_missing if name != but]
+    if not missing:
+        return "Python", Level.OK, "has the modules it needs", ""
+    if facts.distribution in ("debian", "ubuntu"):
+        cure = "apt install " + " ".join(PACKAGES[name][1] for name in missing)
+    else:
+        cure = "install into replug's own environment: " + " ".join(_PIP.get(name, name) for name in missing)
+    told = ", ".join(f"{name} (for {PACKAGES[name][0]})" for name in missing)
+    return "Python", Level.WARN if missing == ["rich"] else Level.LACK, f"misses {told}", cure
+
+
 def _controllers(facts: Facts) -> _Row:
+    used = dict(facts.controllers_used)
+    if facts.controllers and used.keys() >= set(facts.controllers):
+        text = ", ".join(f"{name} is used by the gadget {gadget}" for name, gadget in used.items())
+        cure = f"end that gadget: echo | sudo tee /sys/kernel/config/usb_gadget/{next(iter(used.values()))}/UDC"
+        return "UDC", Level.LACK, text, cure
     if facts.controllers:
         return "UDC", Level.OK, ", ".join(facts.controllers), ""
     cure = "switch the USB port to device mode (the board's dr_mode or dtoverlay), and load its driver (dwc2, musb)"
@@ -207,6 +241,27 @@ def _usb_nodes(facts: Facts) -> _Row:
         text = f"{facts.usb_nodes_denied} of {facts.usb_nodes} devices are not ours to write to"
         return "/dev/bus/usb", Level.WARN, text, cure
     return "/dev/bus/usb", Level.OK, f"{facts.usb_nodes} devices, all ours to use", ""
+
+
+def _rule(facts: Facts) -> _Row | None:
+    if facts.root:
+        return None
+    if not facts.udev_rule:
+        cure = "sudo cp packaging/udev/70-replug.rules /etc/udev/rules.d/ && sudo udevadm control --reload"
+        return "udev rule", Level.WARN, "not installed: only root may open a gadget", cure
+    if not facts.in_plugdev:
+        text = "there; without the group plugdev only who sits at this machine may open a gadget"
+        return "udev rule", Level.WARN, text, 'sudo adduser "$USER" plugdev, and log in again'
+    return "udev rule", Level.OK, "there, and the group is right", ""
+
+
+def _usbmon(facts: Facts) -> _Row:
+    match facts.modules.get("usbmon", Module.UNKNOWN):
+        case Module.THERE:
+            return "usbmon", Level.OK, "there", ""
+        case Module.LOADABLE:
+            return "usbmon", Level.OK, "not loaded; 'replug capture' wants 'modprobe usbmon' before it", ""
+    return "usbmon", Level.WARN, "not there: only 'replug capture' wants it", "a kernel with CONFIG_USB_MON"
 
 
 def _limits(facts: Facts) -> list[_Row]:

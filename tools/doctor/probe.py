@@ -1,18 +1,22 @@
 """Facts for tools.doctor.core, from /proc, /sys, /dev and a try of what cannot be read there. Changes nothing."""
 
+import contextlib
+import grp
 import os
 import platform
 import re
 import resource
+from importlib.util import find_spec
 from pathlib import Path
 
 from gadget.ublk.control import Control
 from gadget.ublk.uring import Ring
 from gadget.usb import udc
 from host.usb import library
-from tools.doctor.core import Access, Facts, Module
+from tools.doctor.core import PACKAGES, Access, Facts, Module
 
 _UBLK_CONTROL = "/dev/ublk-control"
+_RULE, _RULES = "70-replug.rules", ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
 _FAMILIES = ("ubuntu", "debian", "fedora", "arch", "alpine")
 
 
@@ -27,7 +31,7 @@ def look(root: Path = Path("/")) -> Facts:
         kernel=(int(numbers[0]), int(numbers[1])),
         distribution=distribution(root / "etc/os-release"),
         root=os.geteuid() == 0,
-        modules={name: module(name, release, root) for name in ("ublk_drv", "libcomposite", "usb_f_fs")},
+        modules={name: module(name, release, root) for name in ("ublk_drv", "libcomposite", "usb_f_fs", "usbmon")},
         ublk_control=ublk,
         ublk_features=_features() if ublk is Access.FINE else None,
         configfs_gadgets=(root / "sys/kernel/config/usb_gadget").is_dir(),
@@ -39,7 +43,28 @@ def look(root: Path = Path("/")) -> Facts:
         usb_nodes_denied=sum(not os.access(node, os.R_OK | os.W_OK) for node in nodes),
         memlock_bytes=_limit(resource.RLIMIT_MEMLOCK),
         nofile=_limit(resource.RLIMIT_NOFILE) or 1 << 20,
+        python_missing=tuple(name for name in PACKAGES if find_spec(name) is None),
+        controllers_used=controllers_used(root),
+        udev_rule=any((root / place / _RULE).exists() for place in _RULES),
+        in_plugdev=_in_group("plugdev"),
     )
+
+
+def controllers_used(root: Path = Path("/")) -> tuple[tuple[str, str], ...]:
+    """Controllers that a gadget has which is not replug's, with its name in configfs."""
+    found = []
+    for file in sorted((root / "sys/kernel/config/usb_gadget").glob("*/UDC")):
+        with contextlib.suppress(OSError):
+            if (name := file.read_text().strip()) and not file.parent.name.startswith("replug-"):
+                found.append((name, file.parent.name))
+    return tuple(found)
+
+
+def _in_group(name: str) -> bool:
+    try:
+        return grp.getgrnam(name).gr_gid in (os.getegid(), *os.getgroups())
+    except KeyError:
+        return False
 
 
 def distribution(os_release: Path) -> str:
