@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bus.runtime import Side
-from tests.chaos import sleep
+from tests.chaos import guests, sleep
 from tests.chaos.budgets import (
     COLD_START,
     FAULT_FREE,
@@ -345,6 +345,39 @@ def test_results_of_a_run_that_was_ended_are_judged_with_the_rest(tmp_path: Path
     again = Results(tmp_path / "a.jsonl")
     assert again.promised == [(Promise.GADGET_DATA, 0.25)]
     assert again.measured == {COLD_START: [1.5]}
+
+
+# -- several guests ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ([0], 0),
+        (["a cell", 0], 1),  # the rest was struck, but one failed
+        ([1], 1),  # it could not start, say
+        (["a cell", 1], 1),
+        (["a cell"] * guests.FAILURES, 1),
+    ],
+)
+def test_a_run_of_guests_is_a_success_only_if_all_was_struck_and_nothing_failed(
+    ends: list[int | str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left = iter(ends)
+
+    def guest(part: int, parts: int) -> int:
+        end = next(left)
+        if isinstance(end, str):
+            Results(tmp_path / "cells.1.jsonl").add_failure(
+                f"kill {len(Results(tmp_path / 'cells.1.jsonl').failures)}", "", end
+            )
+            return 1
+        return end
+
+    (tmp_path / "cells.1.jsonl").touch()
+    monkeypatch.setattr(guests, "WHERE", tmp_path)
+    monkeypatch.setattr(guests, "_guest", guest)
+    monkeypatch.setenv("JOBS", "1")
+    assert guests.main() == status
+    assert next(left, None) is None, "every guest that was needed"
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
