@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.errors import WireError
 from common.wire import ConfigExports, ExportRecord
 from common.wire_v1 import ConfigV1, ExportFlag, ExportV1
-from gadget.session.core import adopt, configure, exports_of
+from gadget.session.core import adopt, configure, exports_of, without
 from gadget.session.state import Device, State, load, save
 
 A, B = ExportRecord(0xA, 4096, 1 << 20), ExportRecord(0xB, 512, 1 << 20)
@@ -34,6 +34,32 @@ def test_the_same_set_again_keeps_every_device() -> None:
     first = configure(State(1), announced(A, B), NONE, 4096).state
     again = configure(first, announced(B, A), frozenset({0, 1}), 4096)
     assert again.state == first and again.agreed == {0xA, 0xB}
+
+
+@pytest.mark.parametrize("flag", [ExportFlag.READ_ONLY, ExportFlag.DISCARD, ExportFlag.WRITE_ZEROES])
+def test_a_device_can_do_what_its_export_can_and_no_more(flag: ExportFlag) -> None:
+    (device,) = configure(State(1), (ExportV1(A, flag),), NONE, 4096).state.devices
+    assert (device.read_only, device.discard, device.write_zeroes) == (
+        flag is ExportFlag.READ_ONLY,
+        flag is ExportFlag.DISCARD,
+        flag is ExportFlag.WRITE_ZEROES,
+    )
+
+
+def test_a_removed_export_keeps_its_device_until_nobody_uses_it_and_one_without_gets_none() -> None:
+    first = configure(State(1), announced(A, B), NONE, 4096).state
+    gone = tuple(ExportV1(record, ExportFlag.REMOVED) for record in (A, ExportRecord(0xC, 512, 1 << 20)))
+    decision = configure(first, (*gone, ExportV1(B)), frozenset({0, 1}), 4096)
+    assert [(d.record, d.removed) for d in decision.state.devices] == [(A, True), (B, False)]
+    assert decision.refused == {0xA: "removed by the host", 0xC: "removed by the host"}
+    assert [d.record for d in without(decision.state, 0xA).devices] == [B]
+
+
+def test_a_device_is_called_as_the_host_calls_it_and_keeps_that_name_when_it_is_not_said() -> None:
+    state = State(1)
+    for name, label in (("disk", "disk"), ("", "disk"), ("other", "other")):
+        state = configure(state, (ExportV1(A, name=name),), NONE, 4096).state
+        assert [d.label for d in state.devices] == [label]
 
 
 def test_an_export_left_out_is_parked_and_keeps_its_device() -> None:

@@ -52,6 +52,13 @@ def test_completion_carries_the_status_and_an_errno_too_large_for_the_wire_is_ei
     assert source.finished(second, 512) == [Complete(2, errno.EIO)]
 
 
+@pytest.mark.parametrize(("status", "told"), [(0, 0), (255, 255), (256, errno.EIO), (-1, errno.EIO)])
+def test_a_status_is_told_as_far_as_a_byte_goes(status: int, told: int) -> None:
+    source = core()
+    (job,) = jobs(source.requests([[1, Op.READ, 0, 0, 1, 0]]))
+    assert source.finished(job, status) == [Complete(1, told)]
+
+
 def test_nothing_of_a_new_usb_starts_before_all_older_work_has_ended() -> None:
     source = core(1)
     one, two = jobs(source.requests([[1, Op.WRITE, 0, 0, 1, 0], [2, Op.WRITE, 0, 1, 1, 0]]))

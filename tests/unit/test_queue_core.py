@@ -26,6 +26,14 @@ def test_errno_reaches_the_block_layer_unchanged() -> None:
     assert core.complete(1, 28) == Commit(0, -28)
 
 
+@pytest.mark.parametrize(("status", "result"), [(1, -1), (4095, -4095), (4096, -5), (-1, -5)])
+def test_what_is_no_errno_of_the_kernels_is_eio(status: int, result: int) -> None:
+    """IS_ERR_VALUE: errnos end at MAX_ERRNO, 4095."""
+    core = QueueCore(512, 16)
+    core.take(0, Op.WRITE, 0, 1)
+    assert core.complete(1, status) == Commit(0, result)
+
+
 def test_an_answer_is_committed_once() -> None:
     core = QueueCore(512, 16)
     core.take(0, Op.WRITE, 0, 1)

@@ -152,6 +152,25 @@ def test_small_requests_share_a_frame() -> None:
     assert [len(Unpacker(EPOCH).take(data)) for data in frames_of(packer)[:1]] == [limits.FRAME_RECORDS]
 
 
+def test_a_record_that_just_fits_is_in_the_frame_and_the_next_one_is_not() -> None:
+    packer: Packer[bytes] = Packer(EPOCH)
+    room = limits.FRAME_BYTES - 4 - HEAD_BYTES - 2 * RECORD_BYTES
+    packer.add(replace(READ, request_id=1), room, bytes(room))
+    for number in (2, 3):
+        packer.add(replace(READ, request_id=number), 0, b"")
+    assert [len(Unpacker(EPOCH).take(data)) for data in frames_of(packer)[:1]] == [2]
+
+
+def test_a_payload_is_cut_only_where_a_good_piece_of_it_fits() -> None:
+    """Else the frame ends: a record for a few bytes costs more than they are worth."""
+    for piece, records in ((4096, 2), (4095, 1)):
+        packer: Packer[bytes] = Packer(EPOCH)
+        room = limits.FRAME_BYTES - 4 - HEAD_BYTES - 2 * RECORD_BYTES - piece
+        for number, size in ((1, room), (2, 8192)):
+            packer.add(replace(READ, request_id=number), size, bytes(size))
+        assert [len(Unpacker(EPOCH).take(data)) for data in frames_of(packer)[:1]] == [records]
+
+
 def frame_of_one() -> bytes:
     packer: Packer[bytes] = Packer(EPOCH)
     packer.add(READ, 100, bytes(100))
