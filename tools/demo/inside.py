@@ -380,7 +380,8 @@ def run(work: Path) -> str:
         try:
             tell("step", text=f"(c), (d) {len(planned)} faults under a reading and a writing dd, both O_DIRECT")
             for number, fault in enumerate(planned, 1):
-                tell("progress", text=f"fault {number}/{len(planned)}: {fault.title}", done=number, total=len(planned))
+                text = f"fault {number}/{len(planned)}: {fault.title}"
+                tell("progress", text=text, done=number - 1, total=len(planned))
                 strike(load, fault)
             load.finish()
         finally:

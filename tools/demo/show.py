@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import tools
 from common.errors import Exit, Refused
+from common.units import show_time
 from tools.demo import image
 from tools.vm import foreign
 from tools.vm.arch import Arch
@@ -25,20 +27,37 @@ class Screen(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass
+class Estimate:
+    """How long a stretch of the demo still takes, if it goes on as it went. A stretch is told by its first word."""
+
+    _stretch: str = ""
+    _began: float = 0.0
+    _first: int = 0
+
+    def left(self, text: str, done: int, total: int, now: float) -> str:
+        """To be put behind the text: empty while nothing can be said."""
+        stretch = text.partition(" ")[0]
+        if stretch != self._stretch:
+            self._stretch, self._began, self._first = stretch, now, done
+        moved, took_s = done - self._first, now - self._began
+        return f", about {show_time((total - done) * took_s / moved)} left" if moved > 0 and done < total else ""
+
+
 class PlainScreen:
     """One line an event; progress only when it has moved a fifth, so that a log stays readable."""
 
     def __init__(self) -> None:
-        self._started, self._shown = time.monotonic(), ("", -1)
+        self._started, self._shown, self._estimate = time.monotonic(), ("", -1), Estimate()
 
     def line(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
 
     def progress(self, text: str, done: int, total: int) -> None:
-        fifth = 5 * done // max(total, 1)
+        fifth, left = 5 * done // max(total, 1), self._estimate.left(text, done, total, time.monotonic())
         if (text, fifth) != self._shown:
             self._shown = (text, fifth)
-            self.line(f"... {text} {100 * done // max(total, 1)} %")
+            self.line(f"... {text} {100 * done // max(total, 1)} %{left}")
 
     def close(self) -> None:
         pass
@@ -51,6 +70,7 @@ class RichScreen:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._bar = Progress(TimeElapsedColumn(), BarColumn(20), TextColumn("{task.description}"), transient=True)
+        self._estimate = Estimate()
         self._task = self._bar.add_task("starting", total=None)
         self._bar.start()
 
@@ -58,7 +78,8 @@ class RichScreen:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def progress(self, text: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=text, completed=done, total=total)
+        left = self._estimate.left(text, done, total, time.monotonic())
+        self._bar.update(self._task, description=f"{text}{left}", completed=done, total=total)
 
     def close(self) -> None:
         self._bar.stop()
