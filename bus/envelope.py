@@ -39,8 +39,8 @@ class Envelope:
     body: Body
 
     def encode(self) -> bytes:
-        fields = (self.kind.value, self.sender, self.sender_generation, self.addressee_generation, self.body)
-        data: bytes = msgpack.packb(fields)
+        start = head(self.kind, self.sender, self.sender_generation, self.addressee_generation)
+        data: bytes = start + msgpack.packb(self.body)
         if len(data) > limits.MAX_ENVELOPE:
             raise WireError(f"{self.kind} of {len(data)} bytes is more than {limits.MAX_ENVELOPE}")
         return data
@@ -49,10 +49,7 @@ class Envelope:
     def decode(data: bytes) -> "Envelope":
         if len(data) > limits.MAX_ENVELOPE:
             raise WireError(f"envelope of {len(data)} bytes is more than {limits.MAX_ENVELOPE}")
-        try:
-            fields = msgpack.unpackb(data, use_list=True, strict_map_key=True)
-        except (ValueError, RecursionError, msgpack.UnpackException) as error:
-            raise WireError(f"envelope is not msgpack: {error}") from None
+        fields = _unpack(data)
         if not isinstance(fields, list) or len(fields) != 5:
             raise WireError("envelope is not a list of five")
         kind, sender, sender_generation, addressee_generation, body = fields
@@ -67,3 +64,23 @@ class Envelope:
 
 
 _KINDS = frozenset(kind.value for kind in Kind)
+_FIVE = b"\x95"  # msgpack: a list of five
+
+
+def head(kind: Kind, sender: str, sender_generation: int, addressee_generation: int) -> bytes:
+    """All of an envelope that comes before its body."""
+    return _FIVE + b"".join(map(msgpack.packb, (kind.value, sender, sender_generation, addressee_generation)))
+
+
+def body_of(data: bytes, start: int) -> Body:
+    """The body of an envelope whose head ends at `start`. Raises WireError."""
+    if len(data) > limits.MAX_ENVELOPE:
+        raise WireError(f"envelope of {len(data)} bytes is more than {limits.MAX_ENVELOPE}")
+    return _unpack(data[start:])
+
+
+def _unpack(data: bytes) -> Body:
+    try:
+        return msgpack.unpackb(data, use_list=True, strict_map_key=True)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"envelope is not msgpack: {error}") from None

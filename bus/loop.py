@@ -24,21 +24,9 @@ _AT_ONCE = 32  # descriptors told of by one poll: Python allocates room for 1023
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)  # as flags of an Enum they cost more than the question itself
 
 
-def has_message(socket: "zmq.Socket[bytes] | OwnSocket") -> bool:
+def has_message(socket: "zmq.Socket[bytes]") -> bool:
     """Can a message be read now? (ZMQ_EVENTS: the question also takes in what has arrived.)"""
     return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
-
-
-class OwnSocket:
-    """A socket of the bus that hangs its descriptors on the loop by itself, and calls its handler (bus.direct)."""
-
-    def watched(self, handler: Handler) -> None:
-        """Call `handler` when a message is there."""
-        raise NotImplementedError
-
-    def getsockopt(self, option: int) -> int:
-        """As ZeroMQ's, for EVENTS and RCVMORE."""
-        raise NotImplementedError
 
 
 @dataclass(order=True)
@@ -59,7 +47,6 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}  # by fd
-        self._sockets: dict[int, zmq.Socket[bytes]] = {}  # those of them that are a socket's
         self._stirred: set[zmq.Socket[bytes]] = set()
         self._timers: list[Timer] = []
         self._order = itertools.count()
@@ -69,39 +56,47 @@ class Loop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, self._run_posted)
 
-    @staticmethod
-    def now() -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
+    now = staticmethod(time.monotonic)  # monotonic seconds
 
-    def watch(self, source: "zmq.Socket[bytes] | OwnSocket | int", handler: Handler, events: int = zmq.POLLIN) -> None:
+    def watch(self, source: "zmq.Socket[bytes] | int", handler: Handler, events: int = zmq.POLLIN) -> None:
         """Call `handler` whenever `source` (a ZeroMQ socket or an fd) is ready. Level-triggered.
 
         `events` of an fd: POLLIN or POLLOUT; errors and hang-ups always count. A socket is watched for POLLIN only, and
         its handler reads all there is, or calls `stir`.
         """
-        if isinstance(source, OwnSocket):
-            return source.watched(handler)
-        fd = source if isinstance(source, int) else source.fileno()
-        self._epoll.register(fd, select.EPOLLOUT if events == zmq.POLLOUT else select.EPOLLIN)
+        if isinstance(source, int):
+            self._epoll.register(source, select.EPOLLOUT if events == zmq.POLLOUT else select.EPOLLIN)
+            self._handlers[source] = handler
+            return
+
+        def told(socket: "zmq.Socket[bytes]" = source) -> None:
+            self._stirred.discard(socket)
+            handler()
+
+        fd = source.fileno()
+        self._epoll.register(fd, select.EPOLLIN)
+        self._handlers[fd] = told
+        self._stirred.add(source)
+
+    def announce(self, fd: int, handler: Handler) -> None:
+        """Call `handler` each time something is added to the eventfd `fd`, which nobody needs to read.
+
+        Edge-triggered: the handler takes all that there is to take.
+        """
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._handlers[fd] = handler
-        if not isinstance(source, int):
-            self._sockets[fd] = source
-            self._stirred.add(source)
 
     def unwatch(self, source: "zmq.Socket[bytes] | int") -> None:
         """Before the fd is closed."""
         fd = source if isinstance(source, int) else source.fileno()
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
-            socket = self._sockets.pop(fd, None)
-            if socket is not None:
-                self._stirred.discard(socket)
+            if not isinstance(source, int):
+                self._stirred.discard(source)
 
-    def stir(self, socket: "zmq.Socket[bytes] | OwnSocket") -> None:
+    def stir(self, socket: "zmq.Socket[bytes]") -> None:
         """Something was sent on a watched socket, or messages were left in it: ask it before the loop sleeps."""
-        if not isinstance(socket, OwnSocket):
-            self._stirred.add(socket)
+        self._stirred.add(socket)
 
     def after(self, delay_s: float, handler: Handler) -> Timer:
         timer = Timer(self.now() + delay_s, next(self._order), handler)
@@ -143,42 +138,45 @@ class Loop:
             self._code = code
 
     def run(self) -> int:
-        """Until stop(); returns its code."""
+        """Until stop(); returns its code.
+
+        The clock is read once in a turn, when its handlers have run: a timer may be late by what `before_wait` takes.
+        """
+        poll, handlers, now = self._epoll.poll, self._handlers, self.now()
         while self._code is None:
             for handler in self._before_wait:
                 handler()
             if self._code is not None:
                 break
-            for fd, _ in self._epoll.poll(0 if self._unread() else self._timeout_s(), _AT_ONCE):
-                handler_of = self._handlers.get(fd)
+            for fd, _ in poll(0 if self._stirred and self._unread() else self._timeout_s(now), _AT_ONCE):
+                handler_of = handlers.get(fd)
                 if handler_of is not None:
-                    if fd in self._sockets:
-                        self._stirred.discard(self._sockets[fd])
                     handler_of()
-            for socket in self._unread():
-                self._stirred.discard(socket)
-                self._handlers[socket.fileno()]()  # nobody unwatches a socket
-            self._run_timers()
+            if self._stirred:
+                for socket in self._unread():
+                    handlers[socket.fileno()]()  # nobody unwatches a socket
+            now = self.now()
+            if self._timers and self._timers[0].due <= now:
+                self._run_timers(now)
         return self._code
 
     def _unread(self) -> list["zmq.Socket[bytes]"]:
         """Stirred sockets that have a message. The others are left to their descriptors."""
-        if not self._stirred:
-            return []
         unread = [socket for socket in self._stirred if has_message(socket)]
         self._stirred.clear()
         self._stirred.update(unread)
         return unread
 
-    def _timeout_s(self) -> float | None:
-        while self._timers and self._timers[0].handler is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
+    def _timeout_s(self, now: float) -> float | None:
+        timers = self._timers
+        while timers and timers[0].handler is None:
+            heapq.heappop(timers)
+        if not timers:
             return None
-        return max(0.0, self._timers[0].due - self.now())
+        left = timers[0].due - now
+        return left if left > 0 else 0
 
-    def _run_timers(self) -> None:
-        now = self.now()
+    def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0].due <= now:
             timer = heapq.heappop(self._timers)
             if timer.handler is not None:

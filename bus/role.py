@@ -109,7 +109,7 @@ class Role:
 
     def _context_of(self, lane: str) -> Context:
         """Each I/O pays for what travels on a data lane: that one does without ZeroMQ's threads (bus.direct)."""
-        return DirectContext(self.loop) if lane == DATA_LANE else self.context
+        return DirectContext() if lane == DATA_LANE else self.context
 
     def method(self, name: str, handler: Method) -> None:
         """Answer control call `name` with `handler(arguments)`."""

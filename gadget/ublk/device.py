@@ -102,8 +102,10 @@ class QueueDevice:
         self._descriptors = mmap.mmap(self._fd, size_bytes, flags=flags, prot=mmap.PROT_READ)
         self._descriptors.madvise(mmap.MADV_DONTFORK)
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self, reset: bool = True) -> Iterator[Request]:
         """Requests that have come, each once; its tag is ours until `commit`. Never blocks; may be empty.
+
+        `reset` as Ring.completions.
 
         Aborted tags are not yielded, see `stopped`. Raises OSError with the errno the driver gave a COMMIT of
         ours (EINVAL, EBUSY: a bug), OSError(EOVERFLOW) as Ring.
@@ -112,7 +114,7 @@ class QueueDevice:
         if descriptors is None:
             raise Illegal(f"ublk device {self.dev_id}: requests before fetch_all")
         owner, size, unpack = self._owner, IO_DESC.size, IO_DESC.unpack_from
-        for tag, result, _ in self._ring.completions():
+        for tag, result, _ in self._ring.completions(reset):
             if result == UBLK_IO_RES_ABORT:
                 owner[tag] = _ABORTED
                 continue

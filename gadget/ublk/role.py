@@ -120,7 +120,7 @@ class Queue:
         device.fetch_all(lambda tag: address + tag * slot)
         trace.point("queue.fetched")
         self._device = device
-        role.loop.watch(device.eventfd, self._requests)
+        role.loop.announce(device.eventfd, self._requests)
         self._usb = role.connect("usb", "data", self._hello, self._usb_arrived, self._completions)
         finish()
 
@@ -172,7 +172,7 @@ class Queue:
         assert device is not None
         # The block layer's other flags (META, FAILFAST, ...) say how urgent it is, not what to do.
         now = time.monotonic()
-        for tag, op, start, sectors, flags in device.requests():
+        for tag, op, start, sectors, flags in device.requests(reset=False):
             wire_op = _OPS.get(BlockOp(op))
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)

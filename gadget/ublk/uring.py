@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from common.syscalls import syscall
+from common.syscalls import bound, failure, syscall
 
 # linux/io_uring.h
 IORING_OP_NOP: Final = 0
@@ -46,6 +46,8 @@ _CQE: Final = struct.Struct("<QiI")  # struct io_uring_cqe: user_data, res, flag
 # struct io_uring_sqe up to its command area, 48 bytes: opcode, flags, ioprio, fd, cmd_op, __pad1, addr, len,
 # uring_cmd_flags, user_data, buf_index, personality, file_index
 SQE_HEAD: Final = "<BBHiIIQIIQHHI"
+
+_io_uring_enter: Final = bound("io_uring_enter", 6)
 
 
 class io_sqring_offsets(ctypes.Structure):
@@ -252,14 +254,17 @@ class Ring:
                     raise TimeoutError(errno.ETIMEDOUT, f"io_uring: no completion in {timeout_s} s") from None
                 raise
 
-    def completions(self) -> Iterator[tuple[int, int, int]]:
+    def completions(self, reset: bool = True) -> Iterator[tuple[int, int, int]]:
         """All completions that are there: (user_data, res, flags). Resets `eventfd` first, so that none is missed.
+
+        Without `reset` for who is told of each addition to `eventfd` and does not mind what is in it.
 
         Each is consumed as it is yielded. Raises OSError(EOVERFLOW) if the kernel had to drop one: the ring's
         state is then unknown, and its owner exits.
         """
-        with contextlib.suppress(BlockingIOError):  # nothing signalled: we were called for another reason
-            os.eventfd_read(self.eventfd)
+        if reset:
+            with contextlib.suppress(BlockingIOError):  # nothing signalled: we were called for another reason
+                os.eventfd_read(self.eventfd)
         words, ring, cqes, mask, unpack = self._words, self._ring, self._cqes, self._cq_mask, _CQE.unpack_from
         head_at, tail_at = self._cq_head, self._cq_tail
         while True:
@@ -293,4 +298,7 @@ class Ring:
         return self.prepared
 
     def _enter(self, to_submit: int, min_complete: int, flags: int, argument: int, argument_bytes: int) -> int:
-        return syscall("io_uring_enter", self.fd, to_submit, min_complete, flags, argument, argument_bytes)
+        result = _io_uring_enter(self.fd, to_submit, min_complete, flags, argument, argument_bytes)
+        if result < 0:
+            raise failure("io_uring_enter")
+        return result

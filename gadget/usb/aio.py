@@ -16,11 +16,12 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-from common.syscalls import syscall
+from common.syscalls import bound, failure, syscall
 
-_IOCB_BYTES = 64  # struct iocb
 _EVENT = struct.Struct("<QQqq")  # struct io_event: data, obj, res, res2
 _FLAG_RESFD = 1  # IOCB_FLAG_RESFD
+_POINTER: Final = 8
+_IOCB_BYTES: Final = 64  # struct iocb
 WRITES_BEFORE_WRAP: Final = 1 << 31  # half of mm_struct.mm_count, an atomic_t: days of the smallest transfers
 
 
@@ -51,6 +52,11 @@ class _Iocb(ctypes.Structure):
     )
 
 
+_WHAT: Final = struct.Struct("<HhIQQ")  # of struct iocb: aio_lio_opcode, aio_reqprio, aio_fildes, aio_buf, aio_nbytes
+_WHAT_AT: Final = _Iocb.aio_lio_opcode.offset
+_io_submit, _io_getevents = bound("io_submit", 3), bound("io_getevents", 5)
+
+
 class AioContext:
     """At most `depth` transfers outstanding. `eventfd` is readable when `completions` has something.
 
@@ -68,9 +74,14 @@ class AioContext:
         self._context, self._depth = context.value, depth
         self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._iocbs = (_Iocb * depth)()
+        for number, iocb in enumerate(self._iocbs):  # what is the same in all transfers
+            iocb.aio_data, iocb.aio_flags, iocb.aio_resfd = number, _FLAG_RESFD, self.eventfd
+        self._iocb_bytes = memoryview(self._iocbs).cast("B")
+        self._pointers = (ctypes.c_uint64 * depth)(*(ctypes.addressof(iocb) for iocb in self._iocbs))
+        self._pointers_at = ctypes.addressof(self._pointers)
         self._free = list(range(depth))
         self._events = (ctypes.c_uint8 * (_EVENT.size * depth))()
-        self._pointer = (ctypes.c_uint64 * 1)()
+        self._events_at, self._event_bytes = ctypes.addressof(self._events), memoryview(self._events)
         self.writes = 0
 
     @property
@@ -86,12 +97,9 @@ class AioContext:
         if not self._free:
             raise BlockingIOError(errno.EAGAIN, f"all {self._depth} transfers are outstanding")
         number = self._free[-1]
-        iocb = self._iocbs[number]
-        iocb.aio_data, iocb.aio_lio_opcode, iocb.aio_fildes = number, command, fd
-        iocb.aio_buf, iocb.aio_nbytes, iocb.aio_offset = address, length, 0
-        iocb.aio_flags, iocb.aio_resfd = _FLAG_RESFD, self.eventfd
-        self._pointer[0] = ctypes.addressof(iocb)
-        syscall("io_submit", self._context, 1, ctypes.addressof(self._pointer))
+        _WHAT.pack_into(self._iocb_bytes, number * _IOCB_BYTES + _WHAT_AT, command, 0, fd, address, length)
+        if _io_submit(self._context, 1, self._pointers_at + number * _POINTER) < 0:
+            raise failure("io_submit")
         self._free.pop()
         self.writes += command is not Command.PREAD
         return number
@@ -105,19 +113,23 @@ class AioContext:
             if error.errno not in (errno.EINPROGRESS, errno.EINVAL):
                 raise
 
-    def completions(self) -> list[tuple[int, int]]:
+    def completions(self, reset: bool = True) -> list[tuple[int, int]]:
         """(number, result) of each transfer that has ended, in the order of their ends. Never waits.
+
+        `reset` makes `eventfd` unreadable, for who polls it; who is told of each addition to it has no need of that.
 
         The result is a count of bytes or a negative errno. -EAGAIN (the endpoint was disabled at submission) and
         -ESHUTDOWN (it was disabled since) are link loss, -ECONNRESET is a transfer taken back; -EFAULT (memory that is
         gone) and -ENOMEM (its kmalloc failed) say nothing about the link, which stays up.
         """
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.eventfd)
-        count = syscall("io_getevents", self._context, 0, self._depth, ctypes.addressof(self._events), 0)
+        if reset:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.eventfd)
+        count = _io_getevents(self._context, 0, self._depth, self._events_at, 0)
+        if count < 0:
+            raise failure("io_getevents")
         ended = []
-        for index in range(count):
-            number, _, result, _ = _EVENT.unpack_from(self._events, index * _EVENT.size)
+        for number, _, result, _ in _EVENT.iter_unpack(self._event_bytes[: count * _EVENT.size]):
             self._free.append(number)
             ended.append((number, result))
         return ended

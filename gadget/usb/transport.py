@@ -107,7 +107,7 @@ class Transport:
             self._succeed(holds(True))
         self._unread = select.poll()
         self._unread.register(self._ep0.fd, select.POLLIN)
-        loop.watch(self._aio.eventfd, self._transfers)
+        loop.announce(self._aio.eventfd, self._transfers)
 
     def _make(self, holds: Sequence[Hold]) -> dict[str, int]:
         predecessor.remove(self._tree, holds)
@@ -261,7 +261,7 @@ class Transport:
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
         trace.point("usb.transfers.ended")
-        for number, result in self._aio.completions():
+        for number, result in self._aio.completions(reset=False):
             self._completed(number, result)
         self._arm_if_settled()
         self.submit()

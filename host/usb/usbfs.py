@@ -11,9 +11,9 @@ buffer may serve many URBs, and nothing lands in our memory behind our back, lea
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
+import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
@@ -46,6 +46,9 @@ class _Urb(ctypes.Structure):
         ("signr", ctypes.c_uint),
         ("usercontext", ctypes.c_void_p),
     )
+
+
+_WHAT: Final = struct.Struct("@BBiIPii")  # its fields up to actual_length, laid out as C does
 
 
 class _Control(ctypes.Structure):
@@ -92,8 +95,7 @@ _RELEASEINTERFACE: Final = _io(_READ, 16, 4)
 _RESET: Final = _io(_NONE, 20, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reaped:
+class Reaped(NamedTuple):
     """An URB that has ended: the number it was submitted with, 0 or an errno, and how many bytes moved."""
 
     number: int
@@ -107,10 +109,11 @@ class UsbFs:
     def __init__(self, bus: int, address: int) -> None:
         """ENOENT if there is no such device, EACCES without permission."""
         self.fd = os.open(f"/dev/bus/usb/{bus:03}/{address:03}", os.O_RDWR | os.O_CLOEXEC)
-        self._urbs: dict[int, _Urb] = {}  # in the kernel's hands, by number
+        self._urbs: dict[int, tuple[int, _Urb]] = {}  # in the kernel's hands, with their numbers, by address
         self._spare: list[_Urb] = []
         self._next = 1
         self._reaped = ctypes.c_void_p()
+        self._reaped_at = ctypes.addressof(self._reaped)
 
     @property
     def outstanding(self) -> int:
@@ -126,35 +129,32 @@ class UsbFs:
         """
         urb = self._spare.pop() if self._spare else _Urb()
         number, self._next = self._next, self._next + 1
-        urb.type, urb.endpoint, urb.status, urb.flags = kind, endpoint, 0, 0
-        urb.buffer, urb.buffer_length, urb.actual_length, urb.usercontext = address, size_bytes, 0, number
-        self._ioctl(_SUBMITURB, ctypes.addressof(urb))
-        self._urbs[number] = urb
+        _WHAT.pack_into(urb, 0, kind, endpoint, 0, 0, address, size_bytes, 0)
+        where = ctypes.addressof(urb)
+        self._ioctl(_SUBMITURB, where)
+        self._urbs[where] = (number, urb)
         return number
 
     def reap(self) -> Reaped | None:
         """One URB that has ended; None if none has. ENODEV: the device is gone, and all of its URBs were reaped."""
-        try:
-            self._ioctl(_REAPURBNDELAY, ctypes.addressof(self._reaped))
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
+        if _libc.ioctl(self.fd, _REAPURBNDELAY, self._reaped_at) < 0:
+            code = ctypes.get_errno()
+            if code == errno.EAGAIN:  # each wake-up ends here: no exception for that
                 return None
-            raise
-        urb = _Urb.from_address(self._reaped.value or 0)
-        kept = self._urbs.pop(int(urb.usercontext))
-        self._spare.append(kept)
-        return Reaped(int(kept.usercontext), -kept.status, kept.actual_length)
+            raise OSError(code, os.strerror(code))
+        number, urb = self._urbs.pop(self._reaped.value or 0)
+        self._spare.append(urb)
+        return Reaped(number, -urb.status, urb.actual_length)
 
     def discard(self, number: int) -> None:
         """Take an URB back: it ends with ENOENT, if it has not ended by itself, and is to be reaped all the same."""
-        urb = self._urbs.get(number)
-        if urb is None:
-            return
-        try:
-            self._ioctl(_DISCARDURB, ctypes.addressof(urb))
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENODEV):  # EINVAL: it has ended
-                raise
+        for where, (its_number, _) in self._urbs.items():
+            if its_number == number:
+                try:
+                    self._ioctl(_DISCARDURB, where)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENODEV):  # EINVAL: it has ended
+                        raise
 
     # -- requests: these block, for seconds if the device does not answer -----------------------------------------
     def control(self, request_type: int, request: int, index: int, data: bytes | int, timeout_ms: int) -> bytes:

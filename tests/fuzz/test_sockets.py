@@ -134,7 +134,7 @@ class Lane:
     def __init__(self, path: Path) -> None:
         self.loop, self.path = Loop(), path
         self.heard: list[Any] = []
-        context, endpoint = DirectContext(self.loop), f"ipc://{path}"
+        context, endpoint = DirectContext(), f"ipc://{path}"
         self.server = LaneServer(self.loop, context, Log(), "usb", 7, endpoint, lambda *peer: None, self._message)
         self.client = LaneClient(
             self.loop, context, Log(), "queue.honest", 5, endpoint, lambda: None, lambda g: None, lambda *m: None
@@ -171,8 +171,8 @@ class Lane:
 def lane(tmp_path: Path) -> Iterator[Lane]:
     lane = Lane(tmp_path / "usb.data")
     yield lane
-    lane.client._socket.close()
-    lane.server._socket.close()
+    lane.client.end.close()
+    lane.server.end.close()
     lane.loop._epoll.close()
 
 

@@ -76,7 +76,7 @@ class QueueDevice:
         self._address_of = address_of
         self._line.call("fetch")
 
-    def requests(self) -> Iterator[tuple[int, int, int, int, int]]:
+    def requests(self, reset: bool = True) -> Iterator[tuple[int, int, int, int, int]]:
         for tag, op, sector, sectors, data in self._line.pushed():
             if data:
                 ctypes.memmove(self._address_of(tag), data, len(data))

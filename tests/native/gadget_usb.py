@@ -45,7 +45,7 @@ class AioContext:
         self._line.send(self._next, identity(fd), size, data)
         return self._next
 
-    def completions(self) -> list[tuple[int, int]]:
+    def completions(self, reset: bool = True) -> list[tuple[int, int]]:
         done = []
         for number, result, data in self._line.pushed():
             address = self._addresses.pop(number)

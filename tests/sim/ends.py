@@ -73,7 +73,7 @@ class AioContext:
             self._done.append((aio.number, result))
             self._waitable.poke()
 
-    def completions(self) -> list[tuple[int, int]]:
+    def completions(self, reset: bool = True) -> list[tuple[int, int]]:
         done, self._done = self._done, []
         return done
 

@@ -244,7 +244,7 @@ class QueueDevice:
             self._arrived.append((number, bio))
             self._waitable.poke()
 
-    def requests(self) -> Iterator[tuple[int, int, int, int, int]]:
+    def requests(self, reset: bool = True) -> Iterator[tuple[int, int, int, int, int]]:
         while self._arrived:
             number, bio = self._arrived.popleft()
             yield number, int(bio.op), bio.sector, bio.sectors, bio.flags

@@ -42,6 +42,10 @@ class SimLoop:
         if waitable.ready():
             self._process.wake()
 
+    def announce(self, fd: int, handler: Handler) -> None:
+        """As `watch`: a handler that takes all there is cannot tell them apart."""
+        self.watch(fd, handler)
+
     def unwatch(self, source: Any) -> None:
         waitable = self._waitable(source)
         if self._handlers.pop(waitable.number, None) is not None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import zmq
 
-from bus.direct import DirectContext
+from bus.direct import DirectContext, DirectDealer, DirectRouter
 from bus.envelope import Body, Envelope, Kind
 from bus.lane import LaneClient, LaneServer
 from bus.loop import Loop
+from bus.zeromq import ZmqDealer, ZmqRouter
 
 Context = zmq.Context | DirectContext  # type: ignore[type-arg]
 
@@ -68,7 +69,7 @@ class Bench:
         self._strangers: list[Any] = []
 
     def context(self) -> "Context":
-        self._contexts.append(DirectContext(self.loop) if self.direct else zmq.Context())
+        self._contexts.append(DirectContext() if self.direct else zmq.Context())
         return self._contexts[-1]
 
     def stranger_says(self, data: bytes) -> None:
@@ -102,9 +103,11 @@ class Bench:
 
     def kill(self, end: Server | Client, context: "Context") -> None:
         if isinstance(context, DirectContext):
-            end.lane._socket.close()
+            assert isinstance(end.lane.end, DirectRouter | DirectDealer)
+            end.lane.end.close()
         else:
-            self.loop.unwatch(end.lane._socket)
+            assert isinstance(end.lane.end, ZmqRouter | ZmqDealer)
+            self.loop.unwatch(end.lane.end.socket)
             context.destroy(linger=0)
         self._contexts.remove(context)
 
@@ -173,6 +176,47 @@ def test_a_predecessor_that_wakes_up_is_not_heard(bench: Bench) -> None:
     assert server.messages == [("queue.a", Kind.NOTE, {"from": "the present"})]
 
 
+def test_a_predecessor_that_was_heard_before_is_not_heard_beside_its_successor(bench: Bench) -> None:
+    server = Server(bench.loop, bench.context(), bench.endpoint, 7)
+    old = Client(bench.loop, bench.context(), bench.endpoint, 5)
+    bench.until(lambda: len(server.peers) == 1, "the old client")
+    for number in range(2):
+        old.lane.send(Kind.NOTE, {"n": number})
+    bench.until(lambda: len(server.messages) == 2, "its notes")
+    new = Client(bench.loop, bench.context(), bench.endpoint, 6)
+    bench.until(lambda: len(server.peers) == 2, "the new client")
+    old.lane.send(Kind.NOTE, {"n": 2})
+    bench.until(lambda: server.lane.stale == 1, "the stale note to be counted")
+    assert new.lane.send(Kind.NOTE, {"n": 3})
+    bench.until(lambda: len(server.messages) == 3, "the successor's note")
+    assert [body["n"] for _, _, body in server.messages] == [0, 1, 3]
+
+
+def test_a_dead_server_that_was_heard_before_is_not_heard_beside_its_successor(bench: Bench) -> None:
+    server, client = both(bench)
+    assert server.lane.send("queue.a", Kind.NOTE, {"from": "the first"})
+    bench.until(lambda: len(client.messages) == 1, "the first note")
+    client.lane._take(Envelope(Kind.WELCOME, "usb", 2, 0, None))  # a second one is there
+    assert server.lane.send("queue.a", Kind.NOTE, {"from": "the first, again"})
+    bench.until(lambda: client.lane.stale == 1, "the stale note to be counted")
+    assert len(client.messages) == 1
+
+
+def test_another_kind_and_a_body_that_is_none_after_a_message_that_was_understood(bench: Bench) -> None:
+    server, client = both(bench)
+    good = Envelope(Kind.NOTE, "queue.a", 1, 1, {"n": 1}).encode()
+    assert client.lane.send(Kind.NOTE, {"n": 1}) and client.lane.send(Kind.NOTE, {"n": 2})
+    assert client.lane.send(Kind.REQUESTS, [3]) and client.lane.end.send(good[:-3] + b"\xc1")
+    bench.until(lambda: server.lane.malformed == 1, "the refusal")
+    assert server.messages == [
+        ("queue.a", Kind.NOTE, {"n": 1}),
+        ("queue.a", Kind.NOTE, {"n": 2}),
+        ("queue.a", Kind.REQUESTS, [3]),
+    ]
+    assert client.lane.send(Kind.NOTE, {"n": 4})
+    bench.until(lambda: len(server.messages) == 4, "the next note")
+
+
 def test_a_message_for_another_generation_is_dropped_and_counted(bench: Bench) -> None:
     server = Server(bench.loop, bench.context(), bench.endpoint, 7)
     bench.stranger_says(Envelope(Kind.NOTE, "queue.a", 5, 6, {}).encode())
@@ -226,12 +270,15 @@ def both(bench: Bench) -> tuple[Server, Client]:
     return server, client
 
 
-def test_both_ends_of_a_lane_ask_their_socket_after_they_have_sent(bench: Bench) -> None:
+def test_both_ends_of_a_zeromq_lane_ask_their_socket_after_they_have_sent(tmp_path: Path) -> None:
+    bench = Bench(f"ipc://{tmp_path}/lane", False)
     server, client = both(bench)
     stirred: list[object] = []
     bench.loop.stir = stirred.append  # type: ignore[method-assign, assignment]
     assert server.lane.send("queue.a", Kind.NOTE, {}) and client.lane.send(Kind.NOTE, {})
-    assert stirred == [server.lane._socket, client.lane._socket]
+    assert isinstance(server.lane.end, ZmqRouter) and isinstance(client.lane.end, ZmqDealer)
+    assert stirred == [server.lane.end.socket, client.lane.end.socket]
+    bench.close()
 
 
 def test_a_flood_is_read_in_bursts_and_to_its_end(bench: Bench) -> None:
@@ -249,10 +296,10 @@ def test_a_direct_lane_to_a_peer_that_does_not_read_keeps_all_of_it_in_order(tmp
     text = "x" * 60_000
     for number in range(20):
         assert client.lane.send(Kind.NOTE, {"n": number, "text": text})
-    assert client.lane._socket._connection._waiting, "the buffer was to be full"  # type: ignore[union-attr]
+    assert client.lane.end._connection._waiting, "the buffer was to be full"  # type: ignore[union-attr]
     bench.until(lambda: len(server.messages) == 20, "all messages")
     assert [body["n"] for _, _, body in server.messages] == list(range(20))
-    assert client.lane._socket._connection._writable == -1  # type: ignore[union-attr]
+    assert client.lane.end._connection._writable == -1  # type: ignore[union-attr]
 
 
 def test_a_direct_lane_refuses_what_is_above_its_high_water_mark(tmp_path: Path, monkeypatch: Any) -> None:
@@ -262,7 +309,7 @@ def test_a_direct_lane_refuses_what_is_above_its_high_water_mark(tmp_path: Path,
     text, taken = "x" * 60_000, 0
     while client.lane.send(Kind.NOTE, {"n": taken, "text": text}):
         taken += 1
-    assert len(client.lane._socket._connection._waiting) == 3  # type: ignore[union-attr]
+    assert len(client.lane.end._connection._waiting) == 3  # type: ignore[union-attr]
     bench.until(lambda: len(server.messages) == taken, "what was taken")
     assert client.lane.send(Kind.NOTE, {"n": taken, "text": text})
 

@@ -50,7 +50,7 @@ class Usb:
         self.completed: dict[int, int] = {}
         self.lane = LaneServer(
             self.loop,
-            DirectContext(self.loop),
+            DirectContext(),
             Warnings(),
             "usb",
             self.generation,
@@ -87,9 +87,8 @@ class Usb:
         self.loop._before_wait.remove(look)
 
     def die(self) -> None:
-        socket = self.lane._socket
-        assert isinstance(socket, DirectRouter)
-        socket.close()
+        assert isinstance(self.lane.end, DirectRouter)
+        self.lane.end.close()
 
 
 class Bench:

@@ -23,7 +23,7 @@ _GENERATION = 1
 _BATCHES = (1, 16)
 
 
-_TRANSPORTS: dict[str, Callable[[Loop], Context]] = {"data": DirectContext, "zeromq": lambda loop: zmq.Context()}
+_TRANSPORTS: dict[str, Callable[[], Context]] = {"data": DirectContext, "zeromq": zmq.Context}
 """What a data lane has, and what all others have."""
 
 
@@ -42,7 +42,7 @@ def measure(place: Path, seconds: float) -> Iterator[Figure]:
 
 
 @contextmanager
-def _echo(endpoint: str, make: Callable[[Loop], Context]) -> Iterator[int]:
+def _echo(endpoint: str, make: Callable[[], Context]) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
@@ -55,7 +55,7 @@ def _echo(endpoint: str, make: Callable[[Loop], Context]) -> Iterator[int]:
         yield pid
 
 
-def _serve(endpoint: str, make: Callable[[Loop], Context]) -> None:
+def _serve(endpoint: str, make: Callable[[], Context]) -> None:
     loop = Loop()
     answers: list[list[int]] = []
     peers: list[str] = []
@@ -70,7 +70,7 @@ def _serve(endpoint: str, make: Callable[[Loop], Context]) -> None:
             answers.clear()
 
     server = LaneServer(
-        loop, make(loop), _Silent(), "echo", _GENERATION, endpoint, lambda role, generation, hello: None, asked
+        loop, make(), _Silent(), "echo", _GENERATION, endpoint, lambda role, generation, hello: None, asked
     )
     loop.before_wait(flush)
     loop.run()
@@ -78,7 +78,7 @@ def _serve(endpoint: str, make: Callable[[Loop], Context]) -> None:
 
 def _one(kind: str, endpoint: str, pid: int, batch: int, seconds: float) -> Figure:
     loop = Loop()
-    context = _TRANSPORTS[kind](loop)
+    context = _TRANSPORTS[kind]()
     items = [[n, 0, n, n, 1, 0] for n in range(1, batch + 1)]
     count, end, began = 0, 0.0, 0.0
 
