@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-LEFT_OUT = {"__pycache__", "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip"}
+LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip"}
 BROKEN = {"cgi.py"}  # names an interpreter that is nowhere, which is an error to dracut-install
 
 directories = {Path(__file__).resolve().parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))}
@@ -24,5 +24,6 @@ for directory in sorted(directories):
         inside = path.relative_to(directory)
         if inside.parts[0] in ("site-packages", "dist-packages") or LEFT_OUT.intersection(inside.parts):
             continue
-        if path.suffix in (".py", ".so") and path.name not in BROKEN:
+        # Compiled ones too: a board that has to compile all of it first makes its root wait for that.
+        if path.suffix in (".py", ".so", ".pyc") and ".opt-" not in path.name and path.name not in BROKEN:
             print(path)

@@ -144,7 +144,7 @@ def start(board: Board, initrd: Path, work: Path, root: str) -> str:
     (pc / "root.img").unlink()
     console = work / "console"
     options = (
-        f"root={root} rd.replug=1 rd.retry=600 rootdelay=600 rootwait console=ttyS0 panic=-1 loglevel=5 "
+        f"root={root} rd.replug=1 rd.retry=600 rootwait console=ttyS0 panic=-1 loglevel=5 "
         "systemd.show_status=1 mitigations=off"
     )
     command = ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "1"]

@@ -181,6 +181,9 @@ set -- of the caller
 _TOOLS_TURN = """\
 modprobe() { :; }
 log_warning_msg() { echo "warn $*"; }
+sleep() { echo "slept"; touch "$WORK/device"; }
+resolve_device() { [ "$1" = UUID=1 ] && [ -e "$WORK/device" ]; }
+set -- UUID=1
 . "$SCRIPT"
 """
 
@@ -207,7 +210,7 @@ class Initramfs:
         """One look while the root's device is waited for."""
         (self.work / "cmdline").write_text(cmdline + "\n")
         variables = {"PATH": os.environ["PATH"], "SCRIPT": str(self.work / "script"), "EXIT": str(exit_status)}
-        variables["CMDLINE"] = str(self.work / "cmdline")
+        variables |= {"CMDLINE": str(self.work / "cmdline"), "WORK": str(self.work)}
         done = subprocess.run(["sh", "-c", self._turn], env=variables, capture_output=True, text=True, timeout=20)
         assert done.stderr == "", done.stderr
         return done.stdout.splitlines()
@@ -240,3 +243,12 @@ def test_a_start_that_does_not_ask_for_replug_is_left_alone(maker: str, tmp_path
     initramfs = Initramfs(maker, tmp_path)
     (initramfs.controllers / "one").mkdir(parents=True)
     assert initramfs.turn("root=/dev/sda1 quiet") == []
+
+
+def test_rootwait_waits_for_the_host_as_long_as_it_takes_and_says_so(tmp_path: Path) -> None:
+    """initramfs-tools would give up after 30 s; dracut has rd.retry= for that."""
+    initramfs = Initramfs("initramfs-tools", tmp_path)
+    (initramfs.controllers / "one").mkdir(parents=True)
+    said = initramfs.turn("rd.replug=1 rootwait")
+    assert said == [UP_STORAGE.format(""), "warn replug: waiting for a host that serves UUID=1, since 0s", "slept"]
+    assert initramfs.turn("rd.replug=1 rootwait") == []
