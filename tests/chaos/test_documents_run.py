@@ -5,13 +5,15 @@ Here means a shell with `replug` in its path on a machine of its own: one that h
 of those of the machine. A command that no table below knows fails, so that a new one is thought about.
 """
 
+import ast
 import os
 import re
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -21,6 +23,8 @@ import pytest
 import tools
 from bus.runtime import Runtime, Side
 from tests.native.bench import Bench, await_, bench
+from tests.native.disk import ModelDisk
+from tests.native.wire import call
 from tests.unit.test_docs import DOCS, TOP, blocks
 from tools.cli.look import look
 from tools.cli.side import take_down
@@ -32,6 +36,9 @@ GADGET, HOST, NOTHING = "gadget", "host", "nothing"
 
 # Run here and end by themselves: on which machine.
 RUN = {
+    "truncate -s 64M disk.img": NOTHING,
+    "mkfs.ext4 -q disk.img": NOTHING,
+    "sudo replug kill usb": GADGET,
     "replug status": GADGET,
     "replug restart ROLE": GADGET,
     "replug metrics": GADGET,
@@ -39,7 +46,6 @@ RUN = {
     "replug log usb --format json": GADGET,
     "replug log usb --level debug": GADGET,
     "replug trace --for 5s": GADGET,
-    "sudo replug kill usb": GADGET,
     "curl --unix-socket /run/replug/gadget-default/metrics http://replug/metrics": GADGET,
     "sudo replug export resume rootfs": GADGET,
     "sudo replug export fail rootfs": GADGET,
@@ -57,64 +63,90 @@ RUN = {
     "replug config check farm.toml": NOTHING,
     "replug config check /etc/replug/board.toml": NOTHING,
     'eval "$(replug completion)"': NOTHING,
-    "truncate -s 64M disk.img": NOTHING,
-    "mkfs.ext4 -q disk.img": NOTHING,
 }
-LACKS_OR_DONE = {command: {0, 4} for command in RUN if "doctor" in command}  # as this machine is
-EXITS = {
-    **LACKS_OR_DONE,
-    "sudo replug export resume rootfs": {0, 2},  # 2: it is not parked, which is said
-    "sudo replug export fail rootfs": {0, 2},
-    "replug export fail rootfs": {0, 2},
-}
+EXITS = {command: {0, 4} for command in RUN if "doctor" in command}  # as this machine is
 # Run here and go on until Ctrl-C: on which machine, and what is in their output by then.
 ENDLESS = {
+    "replug host serve disk.img": (NOTHING, "Ctrl-C ends it"),
     "replug status --watch": (GADGET, "healthy"),
     "replug log usb --follow": (GADGET, '"role":"usb"'),
-    "replug trace --io 4feb21c0": (GADGET, ""),
-    "replug trace queue.4feb21c0": (GADGET, ""),
+    "replug trace --io 4feb21c0": (GADGET, '"text":"committed"'),
+    "replug trace queue.4feb21c0": (GADGET, '"text":"taken"'),
     "replug host serve rootfs.img": (NOTHING, "Ctrl-C ends it"),
     "replug host serve rootfs.img data.img": (NOTHING, "Ctrl-C ends it"),
-    "replug host serve disk.img": (NOTHING, "Ctrl-C ends it"),
     "replug host serve rootfs.img --metrics 127.0.0.1:9782": (NOTHING, "Ctrl-C ends it"),
     "replug host serve 'overlay:/var/lib/board7.map?over=rootfs.img'": (NOTHING, "Ctrl-C ends it"),
     "replug host serve 'overlay:/srv/board1.map?over=/srv/rootfs.img'": (NOTHING, "Ctrl-C ends it"),
     "replug host serve --config farm.toml": (NOTHING, "Ctrl-C ends it"),
 }
-# Run by another test, which has these words: on a real kernel, or in a terminal.
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The function of another test, or of a fixture of it, that executes the command, and the words it does it with."""
+
+    file: str
+    function: str
+    words: tuple[str, ...]
+
+
+# Run by another test: on a real kernel, or in a terminal.
+_UP = Elsewhere("tools/demo/inside.py", "both_sides", ("gadget", "up"))  # what most tests on a real kernel stand on
+_DOWN = Elsewhere("tools/demo/inside.py", "_take_down", ("gadget", "down"))
+_FILE_SYSTEM = "test_a_file_system_unplugged_in_the_middle_of_a_copy_is_clean_and_trims_what_was_deleted"
+_UMOUNT = Elsewhere("tests/e2e/test_file_systems.py", _FILE_SYSTEM, ("umount",))
 ELSEWHERE = {
-    "replug gadget up": ("tests/e2e/test_main_path.py", '"gadget", "up"'),
-    "sudo replug gadget up": ("tests/e2e/test_main_path.py", '"gadget", "up"'),
-    "sudo replug gadget up --metrics 127.0.0.1:9781": ("tests/unit/test_metrics.py", '"metrics": f"127.0.0.1:'),
-    "replug gadget down": ("tests/e2e/test_main_path.py", '"gadget", "down"'),
-    "sudo replug gadget down": ("tests/e2e/test_main_path.py", '"gadget", "down"'),
-    "sudo replug gadget down --force": ("tests/e2e/test_main_path.py", '"--force"'),
-    "sudo replug gadget up --instance a --udc fe980000.usb": ("tests/system/test_several.py", '"--udc"'),
-    "sudo replug gadget up --instance b --udc fe990000.usb": ("tests/system/test_several.py", '"--udc"'),
-    "replug status --instance board1": ("tests/system/test_several.py", '"--instance"'),
-    "replug top --instance board2": ("tests/unit/test_top_screen.py", "tools.cli top"),
-    "replug top": ("tests/unit/test_top_screen.py", "tools.cli top"),
-    "sudo replug top": ("tests/unit/test_top_screen.py", "tools.cli top"),
-    "sudo umount /dev/ublkb0": ("tests/e2e/test_file_systems.py", "umount"),
-    "sudo umount /mnt": ("tests/e2e/test_file_systems.py", "umount"),
-    "sudo mount /dev/ublkb0 /mnt": ("tests/e2e/test_file_systems.py", "mount"),
-    "sudo dd if=/dev/zero of=/mnt/file bs=1M count=32 oflag=direct status=progress": ("tools/demo/dd.py", '"dd"'),
-    "sudo modprobe usbmon": ("tests/e2e/test_capture.py", "the guest loads"),
-    "sudo replug capture bus.pcap": ("tests/e2e/test_capture.py", '"capture"'),
-    "tshark -X lua_script:/usr/share/replug/replug.lua -r bus.pcap -Y 'replug.status > 0'": (
-        "tests/unit/test_dissector.py",
-        "lua_script:",
+    "replug gadget up": _UP,
+    "sudo replug gadget up": _UP,
+    "replug gadget down": _DOWN,
+    "sudo replug gadget down": _DOWN,
+    "sudo mount /dev/ublkb0 /mnt": Elsewhere("tests/e2e/test_file_systems.py", _FILE_SYSTEM, ("mount",)),
+    "sudo umount /mnt": _UMOUNT,
+    "sudo dd if=/dev/zero of=/mnt/file bs=1M count=32 oflag=direct status=progress": Elsewhere(
+        "tools/demo/dd.py", "__init__", ("dd", "if=", "of=", "oflag=direct", "bs=")
     ),
-    "make demo": ("tests/system/test_deb.py", "demo"),
-    "make deb": ("tests/unit/test_package_deb.py", "deb"),
-    "make try IMAGE=rootfs.img": ("tests/e2e/test_trial.py", "tools.demo.trial"),
-    "make top": ("tests/chaos/test_top_kills.py", "Terminal("),
-    "sudo apt install ./dist/replug_*_all.deb": ("tests/system/test_deb.py", "dpkg"),
-    "sudo systemctl enable --now replug-gadget.service": ("tests/system/test_systemd.py", "replug-gadget"),
-    "sudo systemctl enable --now replug-host.service": ("tests/system/test_systemd.py", "replug-host"),
+    "sudo replug gadget down --force": Elsewhere(
+        "tests/e2e/test_main_path.py",
+        "test_forced_down_fails_what_waits_and_leaves_nothing",
+        ("gadget", "down", "--force"),
+    ),
+    "sudo replug gadget up --instance a --udc fe980000.usb": Elsewhere(
+        "tests/system/test_several.py", "farm", ("gadget", "up", "--instance")
+    ),
+    "sudo replug gadget up --instance b --udc fe990000.usb": Elsewhere(
+        "tests/system/test_several.py", "farm", ("--udc", "--serial")
+    ),
+    "replug status --instance board1": Elsewhere(
+        "tests/system/test_several.py", "test_status_of_each_is_json", ("status", "--json", "--instance")
+    ),
+    "sudo replug top": Elsewhere("tests/unit/test_top_screen.py", "__init__", ("tools.cli top",)),
+    "replug top": Elsewhere("tests/unit/test_top_screen.py", "__init__", ("tools.cli top",)),
+    "sudo umount /dev/ublkb0": _UMOUNT,
+    "sudo replug capture bus.pcap": Elsewhere("tests/e2e/test_capture.py", "__init__", ("tools.cli", "capture")),
+    "tshark -X lua_script:/usr/share/replug/replug.lua -r bus.pcap -Y 'replug.status > 0'": Elsewhere(
+        "tests/unit/test_dissector.py", "packets", ("-r", "-X", "lua_script:", "-Y")
+    ),
+    "make demo": Elsewhere(
+        "tests/system/test_deb.py", "test_the_demo_passes_from_the_installed_package", ("/usr/bin/replug", "demo")
+    ),
+    "make try IMAGE=rootfs.img": Elsewhere(
+        "tests/e2e/test_trial.py",
+        "test_an_image_is_served_from_an_overlay_and_read_through_a_kill",
+        ("-m", "tools.demo.trial"),
+    ),
+    "sudo apt install ./dist/replug_*_all.deb": Elsewhere("tests/system/test_deb.py", "installed", ("dpkg", "-i")),
+    "sudo systemctl enable --now replug-gadget.service": Elsewhere(
+        "tests/system/test_systemd.py", "do", ("systemctl",)
+    ),
+    "sudo systemctl enable --now replug-host.service": Elsewhere("tests/system/test_systemd.py", "do", ("systemctl",)),
 }
 # Not run by any test, and why.
 NOT_RUN = {
+    "sudo replug gadget up --metrics 127.0.0.1:9781": "a port of a gadget side: that of a host side is run here",
+    "replug top --instance board2": "top in a terminal is run without an instance",
+    "sudo modprobe usbmon": "the guest loads it before its tests",
+    "make deb": "what it calls makes the package of tests/unit/test_package_deb.py",
+    "make top": "goes on for ever; tests/chaos/test_top_kills.py looks at such screens",
     "wireshark -X lua_script:/usr/share/replug/replug.lua bus.pcap": "wants a display; tshark reads the same script",
     "make test": "it is what runs this",
     "replug host serve /dev/vg/snapshot https://server/rootfs.img random:7?size=64M": "wants LVM and a server: see "
@@ -228,9 +260,47 @@ def test_each_command_of_the_documents_is_known_to_one_table_and_no_table_knows_
 
 
 @pytest.mark.parametrize("command", ELSEWHERE)
-def test_the_test_that_runs_it_is_there(command: str) -> None:
-    file, words = ELSEWHERE[command]
-    assert words in (ROOT / file).read_text()
+def test_the_test_that_runs_it_executes_these_words(command: str) -> None:
+    """In one call or list of that function, in this order."""
+    there = ELSEWHERE[command]
+    found = functions(ROOT / there.file).get(there.function, [])
+    assert found, f"{there.file} has no function {there.function}"
+    assert any(in_order(there.words, texts(node)) for function in found for node in ast.walk(function)), there.words
+
+
+def functions(file: Path) -> dict[str, list[ast.FunctionDef]]:
+    found: dict[str, list[ast.FunctionDef]] = {}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            found.setdefault(node.name, []).append(node)
+    return found
+
+
+def texts(node: ast.AST) -> list[str]:
+    """Of a call's arguments or a list's items, and of a text alone; none of anything else."""
+    if not isinstance(node, ast.Call | ast.List | ast.Tuple | ast.JoinedStr):
+        return []
+    return list(_said(node))
+
+
+def _said(node: ast.AST) -> Iterator[str]:
+    """As it is read: depth first."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from _said(child)
+
+
+def in_order(words: Sequence[str], said: Sequence[str]) -> bool:
+    rest = iter(said)
+    return all(any(word in text for text in rest) for word in words)
+
+
+def test_words_in_another_order_or_another_call_would_be_found() -> None:
+    [function] = ast.parse("def f():\n run('gadget', 'down')\n run('--force')\n").body
+    assert any(in_order(("gadget", "down"), texts(node)) for node in ast.walk(function))
+    for words in (("down", "gadget"), ("gadget", "down", "--force")):
+        assert not any(in_order(words, texts(node)) for node in ast.walk(function))
 
 
 def test_every_file_of_a_running_side_is_in_the_reference(machines: Machines) -> None:
@@ -253,15 +323,28 @@ def test_every_file_of_a_running_side_is_in_the_reference(machines: Machines) ->
 def test_a_command_that_ends_does_what_the_document_says(machines: Machines, command: str) -> None:
     if command.startswith("mkfs"):
         (machines.work / "disk.img").write_bytes(bytes(64 << 20))
-    process = machines.run(command, RUN[command])
-    output, _ = process.communicate(timeout=50)
-    assert process.returncode in EXITS.get(command, {0}), output
-    assert "Traceback" not in output and "usage:" not in output, output
-    if "export fail" in command and process.returncode == 0:
-        resume = machines.run("replug export resume rootfs", GADGET)
-        assert resume.wait(50) == 0
+    with parked(machines) if "export fail" in command or "export resume" in command else nullcontext():
+        if "export resume" in command:
+            assert machines.run("replug export fail rootfs", GADGET).wait(50) == 0
+        process = machines.run(command, RUN[command])
+        output, _ = process.communicate(timeout=50)
+        assert process.returncode in EXITS.get(command, {0}), output
+        assert "Traceback" not in output and "usage:" not in output, output
+    if "export fail" in command:
+        assert machines.run("replug export resume rootfs", GADGET).wait(50) == 0
     if RUN[command] == GADGET:
         await_(lambda: look(Runtime(Side.GADGET))["state"] == "healthy", "the side to be as it was")
+
+
+@contextmanager
+def parked(machines: Machines) -> Iterator[None]:
+    """The cable is out: the export waits, and the operator may decide."""
+    call("plug", False)
+    try:
+        await_(lambda: look(Runtime(Side.GADGET))["exports"][0]["state"] == "parked", "the export to be parked")
+        yield
+    finally:
+        call("plug", True)
 
 
 @pytest.mark.parametrize("command", ENDLESS)
@@ -274,12 +357,12 @@ def test_a_command_that_goes_on_ends_at_ctrl_c(machines: Machines, command: str,
         process = machines.run(command, machine, file)
     try:
         output, end = "", time.monotonic() + 40
-        while words not in output or not output:
+        while words not in output:
+            if "trace" in command:
+                read_something()
             output = said.read_text()
             assert process.poll() is None, output
             assert time.monotonic() < end, f"waited for {words!r}: {output}"
-            if not words and time.monotonic() > end - 37:
-                break  # nothing is said by one that waits for I/O
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(40) in (0, 130, -signal.SIGINT), output
@@ -287,6 +370,13 @@ def test_a_command_that_goes_on_ends_at_ctrl_c(machines: Machines, command: str,
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         _clear(machines)
+
+
+def read_something() -> None:
+    """From the device that the export has now: one that was failed and resumed has another than at first."""
+    disk = ModelDisk(Path(look(Runtime(Side.GADGET))["exports"][0]["device"]))
+    disk.read(memoryview(bytearray(4096)), 0)
+    disk.close()
 
 
 def _clear(machines: Machines) -> None:

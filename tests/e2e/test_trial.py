@@ -22,7 +22,7 @@ def test_an_image_is_served_from_an_overlay_and_read_through_a_kill(tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"replug: {image} is /dev/ublkb") and lines[0].endswith(" here, 3.0M")
+    assert lines[1].startswith(f"replug: {image} is /dev/ublkb") and lines[1].endswith(" here, 3.0M")
     assert "killed (SIGKILL) after 1.5M" in done.stdout
     assert lines[-1].startswith("replug: pass: 3.0M read, every byte is the image's; the longest read took ")
     assert hashlib.sha256(image.read_bytes()).digest() == before

@@ -67,12 +67,13 @@ def _live() -> dict[str, Any] | None:
 def main(argv: list[str]) -> int:
     """In the guest: `python -m tools.demo.trial IMAGE`."""
     image = Path(argv[0])
+    say("bringing both sides up, which takes a while where the guest is emulated")
     try:
         with served(image) as export:
             say(f"{image} is {export['device']} here, {show_size(export['size_bytes'])}")
             say("what is written goes into an overlay that ends with this guest: your file stays as it is")
             return _shell(export["device"]) if sys.stdin.isatty() else _watch_a_kill(image, export)
-    except DemoFailed as error:
+    except (DemoFailed, subprocess.TimeoutExpired) as error:
         say(str(error))
         return Exit.FAULT
 
