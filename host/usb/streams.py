@@ -44,7 +44,7 @@ class Stream:
         return len(self._waiting) + self.in_flight
 
     def queue(self, address: int, size_bytes: int, ended: Ended) -> None:
-        """Behind what is there. The memory stays until `ended`, or until the device is closed."""
+        """Behind what is there. The memory is of whom `ended` belongs to, who stays until the transfer is reaped."""
         self._waiting.append((address, size_bytes, ended))
         self.pump()
 
@@ -66,6 +66,9 @@ class Streams:
     def __init__(self, loop: Loop, device: Device, failed: Callable[[Pipe, int], None]) -> None:
         self._loop, self.device, self._failed = loop, device, failed
         self._owners: dict[int, tuple[Stream, Ended]] = {}
+        # Of epochs that are over, until they are reaped: usbfs copies what came then, also of one that a controller
+        # gives back behind the boundary. Whom `ended` belongs to has the memory.
+        self._disowned: dict[int, Ended] = {}
         self._controls: deque[tuple[ControlRequest, Callable[[int, bytes], None]]] = deque()
         self._control: tuple[int, Buffer, ControlRequest, Callable[[int, bytes], None]] | None = None
         self._timer: Timer | None = None
@@ -105,7 +108,8 @@ class Streams:
                 continue
             owner = self._owners.pop(reaped.number, None)
             if owner is None:
-                continue  # of an epoch that is over
+                self._disowned.pop(reaped.number, None)
+                continue
             stream, ended = owner
             stream.in_flight -= 1
             if reaped.error:
@@ -116,8 +120,9 @@ class Streams:
 
     def forget(self) -> None:
         """No data transfer that is with the kernel counts any more; ep0 goes on."""
-        for stream, _ in self._owners.values():
+        for number, (stream, ended) in self._owners.items():
             stream.forget()
+            self._disowned[number] = ended
         self._owners.clear()
 
     # -- ep0 -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import ctypes
 import errno
+import gc
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +52,7 @@ class ScriptedUsbFs:
         self.written: list[Urb] = []
         self.boundaries, self.resets = 0, 0
         self.takes, self.gone, self.closed = True, False, threading.Event()
+        self.late: set[int] = set()  # numbers of URBs that the controller gives back behind the boundary only
         self.boundary_error: OSError | None = None
         self.closes = threading.Event()
         self.closes.set()
@@ -94,7 +97,8 @@ class ScriptedUsbFs:
             raise self.boundary_error
         self.boundaries += 1
         for urb in [urb for urb in self.pending.values() if urb.kind is not UrbKind.CONTROL]:
-            self.end(urb, errno.ENOENT, 0)
+            if urb.number not in self.late:
+                self.end(urb, errno.ENOENT, 0)
 
     def close(self) -> None:
         self.closes.wait(10)
@@ -324,6 +328,23 @@ def test_a_halted_endpoint_begins_a_new_epoch_and_nothing_of_the_old_one_is_hear
     until(told, lambda: told.has("restarted") == 2)
     usbfs.send(IN, Gadget(told).frames((READ, b""))[0])
     until(told, lambda: told.has("request"))
+
+
+def test_the_memory_of_a_transfer_lives_until_it_is_reaped_also_when_its_epoch_is_over(told: Told) -> None:
+    """usbfs copies what came when an URB is reaped, and a controller may give one back behind the boundary."""
+    usbfs = attached(told)
+    plane = weakref.ref(told.here._plane)
+    *_, late = (urb for urb in usbfs.pending.values() if urb.endpoint == IN)
+    usbfs.late = {late.number}
+    usbfs.fail(IN, errno.EPIPE)
+    until(told, lambda: told.has("restarted"))
+    gc.collect()
+    assert plane() is not None, "its buffer is where the bytes will land"
+    usbfs.end(late, 0, bytes(limits.FRAME_BYTES))
+    until(told, lambda: not usbfs.ended)
+    gc.collect()
+    assert plane() is None
+    assert told.has("restarted") == 1 and not told.has("request"), "nothing of it is heard"
 
 
 @pytest.mark.parametrize(
