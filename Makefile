@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test docs lint unit sim mutants chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo try test docs lint unit sim mutants coverage chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -46,13 +46,16 @@ lint: setup ## ruff, mypy --strict, the import layers, and the documents
 
 unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
-	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz tests/mutants
+	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz tests/mutants tests/cover
 
 sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
 	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
 
 mutants: setup ## generated faults in the cores, each to be noticed by a test (hours; goes on where it was ended): ONLY=host.usb.core
 	@ONLY="$(ONLY)" JOBS=$(JOBS) SEEDS=$(SEEDS) $(RUN) -m tests.mutants
+
+coverage: setup ## which statements no unit test, simulation or chaos test runs, killed processes included: TESTS=tests/unit/test_x.py
+	@TESTS="$(TESTS)" JOBS=$(JOBS) $(RUN) -m tests.cover
 
 chaos: setup ## faults at random in a guest under a verifying workload: SEED=... N=... (50), or EACH=3; LOAD=fio
 	@mkdir -p $(RESULTS)/chaos
