@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test docs lint unit sim mutants coverage chaos chaos-cells chaos-native soak top e2e bench bench-check system boot deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo try test docs lint unit sim mutants coverage chaos chaos-cells chaos-native soak top e2e bench bench-check system newer boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -102,6 +102,11 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_doctor.py
+	@$(MAKE) --no-print-directory newer
+
+newer: setup ## what only newer kernels can, on the newest of trixie-backports: growth, QUIESCE, the ublk binding: minutes
+	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --kernel newer --timeout 900 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/e2e/test_ublk_binding.py tests/e2e/test_ublk_wedges.py tests/newer
 
 boot: setup ## a Debian that starts from a replug disk, by dracut and by initramfs-tools, each process killed there: minutes
 	timeout --foreground -k 20 3000 $(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_boot.py

@@ -64,6 +64,7 @@ BACKOFF_CEILING_S = 5.0
 HEALTHY_S = 1.0  # a role that dies sooner than this after it was ready was not healthy: the same fault may be waiting
 SUDDEN_DEATHS = 3  # so many of those in a row are respawned at once, as kills from outside are; the next ones back off
 DRAIN_S = 3.0  # SIGTERM to SIGKILL
+QUIESCE_S = 1.0  # of those, for a queue's requests to be answered; what is in flight then is issued to its successor
 DEATH_S = 10.0  # SIGKILL to "stuck"
 MAX_ROLES = 2 * MAX_EXPORTS + 8
 RETIRE_S = (

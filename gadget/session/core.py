@@ -40,8 +40,17 @@ def exports_of(data: bytes, version: int) -> tuple[ExportV1, ...]:
     raise WireError(f"a set of exports of wire version {version}")
 
 
-def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: frozenset[int], page_size: int) -> Decision:
-    """Apply the host's set. `taken_ublk_ids`: numbers that any ublk device of this machine has now."""
+def configure(
+    state: State,
+    exports: tuple[ExportV1, ...],
+    taken_ublk_ids: frozenset[int],
+    page_size: int,
+    can_grow: bool = False,
+) -> Decision:
+    """Apply the host's set. `taken_ublk_ids`: numbers that any ublk device of this machine has now.
+
+    `can_grow`: the driver can resize a disk in use, so the same disk may come back larger.
+    """
     devices = {d.record.export_id: d for d in state.devices}
     refused: dict[int, str] = {}
     free = _free_ids(taken_ublk_ids | {d.ublk_id for d in state.devices})
@@ -53,7 +62,7 @@ def configure(state: State, exports: tuple[ExportV1, ...], taken_ublk_ids: froze
                 devices[record.export_id] = replace(known, removed=True)
             refused[record.export_id] = "removed by the host"
         elif known is not None:
-            why = _changed(known, export)
+            why = _changed(known, export, can_grow)
             if why is not None:
                 refused[record.export_id] = why
             else:
@@ -123,13 +132,26 @@ def _made_for(export: ExportV1, ublk_id: int) -> Device:
 def _completed(device: Device, export: ExportV1) -> Device:
     """`device` with what the host says of its disk's identity, where nothing was known of it."""
     identity = device.identity if export.identity == NO_IDENTITY else export.identity.hex()
-    return replace(device, identity=identity, label=export.name or device.label, removed=False)
+    label = export.name or device.label
+    return replace(device, record=export.record, identity=identity, label=label, removed=False)
 
 
-def _changed(device: Device, export: ExportV1) -> str | None:
-    """Why `export` is another disk than `device` stands for; None if it is the same one."""
+def _has_grown(device: Device, export: ExportV1) -> bool:
+    """The same disk for certain, which v0 cannot say, and nothing of it taken away."""
     known, new = device.record, export.record
-    if known != new:
+    same = export.identity != NO_IDENTITY and export.identity.hex() == device.identity
+    return same and new.block_size == known.block_size and new.size_bytes > known.size_bytes
+
+
+def _changed(device: Device, export: ExportV1, can_grow: bool) -> str | None:
+    """Why `export` is another disk than `device` stands for; None if it is the same one, grown or not."""
+    known, new = device.record, export.record
+    if _has_grown(device, export) and not can_grow:
+        return (
+            f"the disk has grown from {known.size_bytes} to {new.size_bytes} bytes, and this kernel cannot resize a "
+            "device in use (Linux 6.16 can): it stays parked"
+        )
+    if known != new and not _has_grown(device, export):
         return (
             f"the host announces {new.size_bytes} bytes in blocks of {new.block_size}, the device has "
             f"{known.size_bytes} in blocks of {known.block_size}: another disk; it stays parked"

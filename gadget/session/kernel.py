@@ -8,6 +8,7 @@ from common.errors import WireError
 from common.wire import ExportRecord
 from gadget.session.core import export_name
 from gadget.session.state import Device
+from gadget.ublk.abi import Feature
 from gadget.ublk.control import Control
 from gadget.ublk.mark import export_of
 
@@ -21,6 +22,15 @@ def ublk_ids() -> frozenset[int]:
     except FileNotFoundError:
         return frozenset()
     return frozenset(int(name.removeprefix("ublkc")) for name in names)
+
+
+def can_resize() -> bool:
+    """Can the driver change the size of a disk in use? False where there is no driver that could tell."""
+    try:
+        with Control(timeout_s=_ANSWER_S) as control:
+            return bool(control.features() & Feature.UPDATE_SIZE)
+    except OSError:
+        return False
 
 
 def free_id(taken: frozenset[int]) -> int:

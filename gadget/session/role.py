@@ -22,7 +22,7 @@ from common.wire_v1 import ExportFlag, ExportV1
 from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of, without
 from gadget.session.holders import holders_of
-from gadget.session.kernel import devices_of, free_id, ublk_ids
+from gadget.session.kernel import can_resize, devices_of, free_id, ublk_ids
 from gadget.session.links import write_names
 from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
@@ -41,6 +41,7 @@ class Session:
         self._role = role
         self._path = role.runtime.state_path()
         self._state = self._recover()
+        self._can_grow = can_resize()
         self._answered = 0  # the CONFIG_EXPORTS, by usb's count, that `agreed` belongs to
         self._agreed: frozenset[int] = frozenset()
         self._refused: dict[int, str] = {}
@@ -155,7 +156,7 @@ class Session:
     def _decide(self) -> None:
         """The host's last set, and what the operator has said, become what is in force."""
         exports, boot_id = self._set or ((), NO_BOOT)
-        decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE)
+        decision = configure(self._state, exports, ublk_ids(), mmap.PAGESIZE, self._can_grow)
         wishes = self._operator.wishes
         self._rebooted = parking.rebooted(decision.agreed, boot_id, self._ledger, wishes)
         decision = parking.withhold(decision, {**parking.ejected(exports), **self._rebooted, **parking.failed(wishes)})

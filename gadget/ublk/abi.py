@@ -193,6 +193,8 @@ class CtrlOp(IntEnum):
     GET_DEV_INFO2 = _ioc(_IOC_READ, 0x12, _CTRL)
     GET_FEATURES = _ioc(_IOC_READ, 0x13, _CTRL)
     DEL_DEV_ASYNC = _ioc(_IOC_READ, 0x14, _CTRL)
+    UPDATE_SIZE = _ioc(_IOC_READ | _IOC_WRITE, 0x15, _CTRL)  # 6.16
+    QUIESCE_DEV = _ioc(_IOC_READ | _IOC_WRITE, 0x16, _CTRL)  # 6.16
 
 
 class IoOp(IntEnum):

@@ -31,6 +31,7 @@ from gadget.ublk.uring import IORING_OP_URING_CMD, Ring
 
 CONTROL_PATH: Final = "/dev/ublk-control"
 RECOVERABLE: Final = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
+WISHED: Final = Feature.UPDATE_SIZE | Feature.QUIESCE  # said at ADD where the driver offers them
 _KNOWN_FEATURES: Final = (1 << 64) - 1
 
 
@@ -225,8 +226,8 @@ class Control:
 
         Blocks until all FETCHes are in. Scans partitions, reading the new disk with the device's mutex held,
         unless the last FETCH came from a thread without CAP_SYS_ADMIN (device.without_sys_admin): then it
-        does no I/O. Raises OSError: ENODEV no such device; EINVAL without parameters; EEXIST started already,
-        or a stopped disk of this id is still held open.
+        does no I/O. Raises OSError: ENODEV no such device; EINVAL without parameters; EEXIST started already
+        (EINVAL on 7.3), or a stopped disk of this id is still held open.
         """
         self._command(CtrlOp.START_DEV, dev_id, data=pid)
 
@@ -283,7 +284,7 @@ class Control:
         moment) has /dev/ublkcN open: ask again; OSError(ENODEV) if there is none. OSError(EINVAL) if it was
         made without USER_RECOVERY, or if there is nothing to begin because a recovery has begun: a
         predecessor died between this command and its FETCHes. For a QUIESCED device of ours EINVAL therefore
-        means: go on, open and FETCH.
+        means: go on, open and FETCH. (7.3 begins it again, without a word.)
         """
         self._command(CtrlOp.START_USER_RECOVERY, dev_id)
 
@@ -293,6 +294,25 @@ class Control:
         Blocks until all FETCHes are in. Raises OSError: ENODEV no such device; EBUSY if it is not QUIESCED.
         """
         self._command(CtrlOp.END_USER_RECOVERY, dev_id, data=pid)
+
+    def update_size(self, dev_id: int, size_bytes: int) -> None:
+        """Change the disk's size; its users see it at once, I/O is not held up (UBLK_U_CMD_UPDATE_SIZE, Linux 6.16).
+
+        Only of a started device: drivers have taken the disk for granted. Raises OSError(EOPNOTSUPP or EINVAL) on older
+        kernels: ask `features` first; ENODEV. ValueError for a size that is no whole sectors.
+        """
+        if size_bytes % SECTOR:
+            raise ValueError(f"size {size_bytes} is no multiple of {SECTOR}")
+        self._command(CtrlOp.UPDATE_SIZE, dev_id, data=size_bytes // SECTOR)
+
+    def quiesce(self, dev_id: int, timeout_ms: int) -> None:
+        """Hand out no request any more: what comes waits for the next owner (UBLK_U_CMD_QUIESCE_DEV, Linux 6.16).
+
+        Returns when the FETCHes that wait have ended (ABORT); requests that the server has can still be committed. The
+        kernel waits for a FETCH to be idle first, `timeout_ms` at most (0: for ever). Raises OSError: EOPNOTSUPP for a
+        device made without Feature.QUIESCE; EBUSY after the timeout; ENODEV for one without a disk.
+        """
+        self._command(CtrlOp.QUIESCE_DEV, dev_id, data=timeout_ms)
 
     def _command(
         self, op: CtrlOp, dev_id: int, buffer: "_Buffer | None" = None, data: int = 0, dev_path_len: int = 0

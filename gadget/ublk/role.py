@@ -2,6 +2,7 @@
 
 The main thread opens, FETCHes and runs the loop; START_DEV or END_USER_RECOVERY, which wait for it, go from a thread of
 their own. Decisions are gadget.ublk.core's (requests) and gadget.ublk.control.plan's (what to do with what is there).
+A device that is smaller than its export has become is resized, where the driver can.
 Also here: `settle`, `scan` and `retire`, which run in disposable processes because they may block.
 """
 
@@ -21,10 +22,11 @@ from common.errors import Gone, Refused, WireError
 from common.iostats import IoStats
 from common.wire import Op
 from common.wire_v1 import RequestFlag
-from gadget.ublk.abi import BlockOp, IoFlag
-from gadget.ublk.control import Control, DeviceInfo, Plan, plan
+from gadget.ublk.abi import BlockOp, Feature, IoFlag
+from gadget.ublk.control import RECOVERABLE, WISHED, Control, DeviceInfo, Plan, plan
 from gadget.ublk.core import Commit, QueueCore, parse_completions
 from gadget.ublk.device import QueueDevice, settle_queue_limits
+from gadget.ublk.drain import Drain
 from gadget.ublk.mark import ownership_mark
 from gadget.ublk.offer import params_for
 from gadget.ublk.partitions import make_known
@@ -58,6 +60,9 @@ class Queue:
         role.loop.before_wait(self._flush)
         role.on_watchdog(self._ask_settle_again, self._from_watchdog)
         self._settling = self._committed = False
+        self._flags = 0  # of the device: Feature bits
+        self._drain = Drain(role, self._ublk_id, lambda: Control())
+        role.on_drain = lambda: self._drain.begin(self._can_quiesce())
         self._take_device()
 
     # -- the device: recovery of whatever is there ---------------------------------------------------------------
@@ -80,17 +85,20 @@ class Queue:
     def _add(self) -> None:
         params = params_for(self._role.args)
         try:
-            self._control.add(self._ublk_id, self._depth, self._max_io, self._mark)
+            wished = RECOVERABLE | self._control.features() & WISHED
+            self._control.add(self._ublk_id, self._depth, self._max_io, self._mark, wished)
         except FileExistsError:
             return self._again(self._take_device, f"ublk device number {self._ublk_id} to become free")
+        self._flags = int(wished)
         self._control.set_params(self._ublk_id, params)
         self._attach(self._control_thread("START_DEV", lambda c: c.start(self._ublk_id, os.getpid())))
 
     def _recover(self, info: DeviceInfo) -> None:
         params = self._control.get_params(self._ublk_id)
-        if (params.size_bytes, params.block_size) != (self._size_bytes, self._block_size):
+        grows = params.size_bytes < self._size_bytes and bool(self._control.features() & Feature.UPDATE_SIZE)
+        if params.block_size != self._block_size or (params.size_bytes != self._size_bytes and not grows):
             raise Refused(f"/dev/ublkb{self._ublk_id}: is another disk of {params.size_bytes} bytes: not touched")
-        self._depth, self._max_io = info.depth, info.max_io_bytes
+        self._depth, self._max_io, self._flags = info.depth, info.max_io_bytes, info.flags
         trace.point("queue.recovering")
         try:
             self._control.start_user_recovery(self._ublk_id)
@@ -99,9 +107,15 @@ class Queue:
                 return self._again(self._take_device, "the kernel to notice the death of the last owner")
             if error.errno != errno.EINVAL:  # EINVAL: a predecessor died after this command and before its FETCHes
                 raise
-        self._attach(
-            self._control_thread("END_USER_RECOVERY", lambda c: c.end_user_recovery(self._ublk_id, os.getpid()))
-        )
+        self._attach(self._control_thread("END_USER_RECOVERY", lambda c: self._end_recovery(c, grows)))
+
+    def _end_recovery(self, control: Control, grows: bool) -> None:
+        """Then the size: only a started disk has one that can change. A death before it, and the successor does it."""
+        control.end_user_recovery(self._ublk_id, os.getpid())
+        if grows:
+            trace.point("queue.growing")
+            control.update_size(self._ublk_id, self._size_bytes)
+            self._role.log.info(f"/dev/ublkb{self._ublk_id} has grown to {self._size_bytes} bytes")
 
     def _attach(self, finish: Callable[[], None]) -> None:
         try:
@@ -166,6 +180,9 @@ class Queue:
             self._waits_for = ""
             self._role.ready()
 
+    def _can_quiesce(self) -> bool:
+        return self._device is not None and not self._waits_for and bool(self._flags & Feature.QUIESCE)
+
     # -- requests and completions --------------------------------------------------------------------------------
     def _requests(self) -> None:
         device = self._device
@@ -185,7 +202,7 @@ class Queue:
                     taken.sequence, "taken", op=wire_op.name.lower(), lba=taken.lba, blocks=taken.blocks, tag=tag
                 )
             trace.point("queue.request.taken")
-        if device.stopped:
+        if device.stopped and not self._drain.begun:
             raise Gone(f"ublk device {self._ublk_id} was stopped by another program")
 
     def _completions(self, kind: Kind, body: Body) -> None:
@@ -240,6 +257,7 @@ class Queue:
         if self._committed:
             self._committed = False
             trace.point("queue.committed")
+        self._drain.go_on(self._core.in_flight)
 
     def _status(self) -> dict[str, Any]:
         now = time.monotonic()

@@ -25,7 +25,7 @@ from typing import TypeVar
 import pytest
 
 from gadget.ublk import device as device_module
-from gadget.ublk.abi import BlockOp, IoFlag
+from gadget.ublk.abi import BlockOp, Feature, IoFlag
 from gadget.ublk.control import CONTROL_PATH, Control, DeviceParams, Plan, plan
 from gadget.ublk.device import QueueDevice
 from gadget.ublk.mark import ownership_mark
@@ -228,12 +228,15 @@ def serve(shared: Shared, say: Say, stop_at: str, trusted: bool, linger: bool) -
     device.fetch_all(lambda tag: base + tag * MAX_IO)
     stage("fetched")
     threading.Thread(target=lambda: go_live(step, stage), daemon=True).start()
-    if linger:
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-        say(f"child {pid}")
+    if linger and os.fork() == 0:
+        say(f"child {os.getpid()}")  # by itself: now it has let go of what a fork is to let go of
+        signal.pause()
     loop(device, arena, shared, say)
+
+
+def is_newer(control: Control) -> bool:
+    """Seen: 7.3 answers two commands otherwise than 6.12. Told apart by a feature, as no release is asked for."""
+    return Feature.QUIESCE in control.features()
 
 
 def begin_recovery(control: Control, say: Say) -> None:

@@ -79,10 +79,7 @@ def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]
         )
         stack.callback(_end, machine)
         await_(lambda: (base / wire.NAME).exists(), "the model process")
-        sources = look_at([os.fspath(file) for file in files], None, False)
-        session = {"gadget": None, "exports": [source.role_args() for source in sources]}
-        host = host_plan("default", [source.role_args() for source in sources], session)
-        here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: _native(host)})
+        here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: native_host(files)})
         stack.callback(_see_nothing_left, here)
         stack.callback(_down)
         events.bring_up[:] = [here.bring_up]
@@ -110,6 +107,12 @@ def _put_in_place(stack: ExitStack, base: Path) -> None:
     os.environ["REPLUG_RUNTIME"] = os.fspath(base)
     events.cable[0] = ModelCable()
     wire.be_at(base)
+
+
+def native_host(files: list[Path]) -> Plan:
+    """As `host serve` plans it, for the files as they are now."""
+    exports = [source.role_args() for source in look_at([os.fspath(file) for file in files], None, False)]
+    return _native(host_plan("default", exports, {"gadget": None, "exports": exports}))
 
 
 def _native(plan: Plan) -> Plan:

@@ -10,7 +10,7 @@ from bus.role import Role
 from bus.runtime import Runtime
 from gadget.session import kernel
 from gadget.ublk import role
-from gadget.ublk.abi import BlockOp, DeviceState
+from gadget.ublk.abi import BlockOp, DeviceState, Feature
 from gadget.ublk.control import DeviceInfo, DeviceParams
 from tests.native import wire
 from tests.native.wire import Line
@@ -35,7 +35,13 @@ class Control:
         fields[3] = DeviceState(fields[3])
         return DeviceInfo(*fields)
 
-    def add(self, number: int, depth: int, max_io_bytes: int, mark: int) -> None:
+    def features(self) -> Feature:
+        return Feature.UPDATE_SIZE
+
+    def update_size(self, number: int, size_bytes: int) -> None:
+        self._line.call("ublk_update_size", number, size_bytes)
+
+    def add(self, number: int, depth: int, max_io_bytes: int, mark: int, flags: int) -> None:
         self._line.call("ublk_add", number, depth, max_io_bytes, mark)
 
     def set_params(self, number: int, params: DeviceParams) -> None:

@@ -4,7 +4,11 @@ from bus.role import Role
 from gadget.session import role
 from tests.native import gadget_queue, wire
 
-for name, value in (("QUEUE_ENTRY", gadget_queue.__name__), ("ublk_ids", gadget_queue.ublk_ids)):
+for name, value in (
+    ("QUEUE_ENTRY", gadget_queue.__name__),
+    ("ublk_ids", gadget_queue.ublk_ids),
+    ("can_resize", lambda: True),
+):
     setattr(role, name, value)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import mmap
 from ctypes import addressof, c_char
+from dataclasses import replace
 from typing import Any, cast
 
 from gadget.ublk.abi import BlockOp, DeviceState
@@ -107,6 +108,12 @@ class UblkEnds:
         params = self._device(number).params or DeviceParams(0, 512, 4096)
         return [params.size_bytes, params.block_size, params.max_io_bytes]
 
+    def update_size(self, connection: Connection, number: int, size_bytes: int) -> None:
+        device = self._device(number)
+        if device.params is None or device.state is DeviceState.DEAD:
+            raise OSError(errno.ENODEV, "no disk whose size could change")
+        device.params = replace(device.params, size_bytes=size_bytes)
+
     def stop(self, connection: Connection, number: int) -> None:
         device = self._device(number)
         back = [tag.bio for tag in device.tags.values() if tag.bio is not None] + list(device.waiting)
@@ -167,7 +174,7 @@ def install(machine: Machine) -> None:
         "disk": lambda connection, opening: DiskEnd(ends, connection, opening[0]),
     }
     for name in (
-        *("find", "numbers", "add", "set_params", "get_params", "stop", "delete_async"),
+        *("find", "numbers", "add", "set_params", "get_params", "update_size", "stop", "delete_async"),
         *("start", "start_user_recovery", "end_user_recovery"),
     ):
         machine.calls[f"ublk_{name}"] = getattr(ends, name)

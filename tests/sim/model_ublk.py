@@ -13,10 +13,10 @@ import ctypes
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gadget.ublk.abi import BlockOp, DeviceState
+from gadget.ublk.abi import BlockOp, DeviceState, Feature
 from gadget.ublk.control import RECOVERABLE, DeviceInfo, DeviceParams
 from tests.sim import processes
 from tests.sim.world import Waitable, World
@@ -164,7 +164,17 @@ class Control:
             return None
         return DeviceInfo(number, device.depth, device.max_io_bytes, device.state, -1, int(RECOVERABLE), device.mark)
 
-    def add(self, number: int, depth: int, max_io_bytes: int, mark: int) -> None:
+    def features(self) -> Feature:
+        """Not QUIESCE: a drain is a death like others here."""
+        return Feature.UPDATE_SIZE
+
+    def update_size(self, number: int, size_bytes: int) -> None:
+        self._process.effect("ublk UPDATE_SIZE")
+        device = self._driver.devices[number]
+        assert device.params is not None and device.state is not DeviceState.DEAD
+        device.params = replace(device.params, size_bytes=size_bytes)
+
+    def add(self, number: int, depth: int, max_io_bytes: int, mark: int, flags: int) -> None:
         self._process.effect("ublk ADD")
         if number in self._driver.devices:
             raise FileExistsError(errno.EEXIST, "exists")

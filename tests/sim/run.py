@@ -404,6 +404,7 @@ def substituted(run: Run) -> Iterator[None]:
         (_QUEUE, "threading", SimpleNamespace(Thread=SimThread)),
         ("gadget.session.role", "devices_of", run.devices_of),
         ("gadget.session.role", "ublk_ids", lambda: frozenset(run.driver.devices)),
+        ("gadget.session.role", "can_resize", lambda: True),
         ("gadget.session.role", "load", run.load),
         ("gadget.session.role", "save", run.save),
         ("gadget.session.role", "secrets", random),

@@ -98,6 +98,49 @@ def test_another_identity_of_the_same_size_is_another_disk() -> None:
     assert configure(first, announced(A), frozenset({0}), 4096).agreed == {0xA}, "a v0 host cannot say which disk it is"
 
 
+LARGER = ExportRecord(A.export_id, A.block_size, A.size_bytes + A.block_size)
+
+
+def test_the_same_disk_grown_keeps_its_device_where_the_driver_can_resize_it() -> None:
+    first = configure(State(1), (ExportV1(A, identity=IDENTITY),), NONE, 4096).state
+    grown = configure(first, (ExportV1(LARGER, identity=IDENTITY),), frozenset({0}), 4096, can_grow=True)
+    assert grown.agreed == {0xA} and grown.refused == {}
+    [device] = grown.state.devices
+    assert (device.record, device.ublk_id) == (LARGER, first.devices[0].ublk_id)
+
+
+def test_a_grown_disk_is_parked_with_the_reason_where_the_driver_cannot_resize_it() -> None:
+    first = configure(State(1), (ExportV1(A, identity=IDENTITY),), NONE, 4096).state
+    grown = configure(first, (ExportV1(LARGER, identity=IDENTITY),), frozenset({0}), 4096)
+    assert grown.agreed == NONE and "this kernel cannot resize" in grown.refused[0xA]
+    assert grown.state.devices == first.devices
+
+
+@pytest.mark.parametrize(
+    ("known", "new"),
+    [
+        (ExportV1(A), ExportV1(LARGER)),  # v0: nobody can say that it is the same disk
+        (ExportV1(A), ExportV1(LARGER, identity=IDENTITY)),
+        (ExportV1(A, identity=IDENTITY), ExportV1(LARGER)),
+        (ExportV1(A, identity=IDENTITY), ExportV1(LARGER, identity=OTHER)),
+        (ExportV1(LARGER, identity=IDENTITY), ExportV1(A, identity=IDENTITY)),  # shrunk
+        (ExportV1(A, identity=IDENTITY), ExportV1(ExportRecord(0xA, A.block_size // 2, 1 << 40), identity=IDENTITY)),
+    ],
+    ids=["no identity", "none before", "none now", "another identity", "shrunk", "another block size"],
+)
+def test_nothing_else_that_differs_in_size_is_taken_for_growth(known: ExportV1, new: ExportV1) -> None:
+    first = configure(State(1), (known,), NONE, 4096).state
+    decision = configure(first, (new,), frozenset({0}), 4096, can_grow=True)
+    assert decision.agreed == NONE and "another disk" in decision.refused[0xA]
+    assert decision.state.devices == first.devices
+
+
+def test_a_disk_that_grew_and_became_read_only_is_parked() -> None:
+    first = configure(State(1), (ExportV1(A, identity=IDENTITY),), NONE, 4096).state
+    read_only = ExportV1(LARGER, ExportFlag.READ_ONLY, identity=IDENTITY)
+    assert "read-only" in configure(first, (read_only,), frozenset({0}), 4096, can_grow=True).refused[0xA]
+
+
 def test_an_identity_said_later_is_remembered_from_then_on() -> None:
     unknown = configure(State(1), announced(A), NONE, 4096).state
     known = configure(unknown, (ExportV1(A, identity=IDENTITY),), frozenset({0}), 4096).state

@@ -20,7 +20,7 @@ import tools
 from bus import fds
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import FORMAT, living, recorded_roles
+from bus.runtime import FORMAT, Runtime, living, recorded_roles
 from common.errors import Exit
 from tests.unit.test_supervise_live import ROLES, LiveSide, side, steady
 from tools.supervise.launch import SPAWNER, all_living
@@ -132,7 +132,7 @@ def test_the_command_may_be_killed_anywhere_and_said_again(at: LiveSide, other: 
 @pytest.mark.parametrize("point", ["spawner.given", "spawner.twin.ended"])
 def test_the_old_spawner_may_die_at_each_step_of_the_succession(at: LiveSide, other: Path, point: str) -> None:
     before = keeper_and_session(at)
-    with connected(at) as sock:
+    with connect(at.runtime) as sock:
         fds.send(sock, {"do": "arm", "role": SPAWNER, "trace": {"name": point, "act": "kill"}})
         assert fds.receive(sock)[0] == {"event": "armed"}
     done = upgrade(other)
@@ -144,16 +144,17 @@ def test_the_old_spawner_may_die_at_each_step_of_the_succession(at: LiveSide, ot
     assert ask(at.runtime, "usb", "status")["found"] == f"kept by {before['usb']}"
 
 
-def connected(side: LiveSide) -> socket.socket:
+def connect(runtime: Runtime) -> socket.socket:
+    """To its spawner."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(20)
-    sock.connect(os.fspath(side.runtime.spawner_socket()))
+    sock.connect(os.fspath(runtime.spawner_socket()))
     return sock
 
 
 def test_a_successor_that_dies_with_all_that_was_kept_is_replaced_and_no_role_notices(at: LiveSide) -> None:
     before = keeper_and_session(at)
-    with connected(at) as sock:
+    with connect(at.runtime) as sock:
         fds.send(sock, {"do": "succeed", "format": FORMAT})
         while fds.receive(sock)[0]["event"] != "yours":
             pass
@@ -168,10 +169,10 @@ def test_a_successor_that_dies_with_all_that_was_kept_is_replaced_and_no_role_no
 def test_a_successor_that_is_dead_when_it_is_given_the_place_does_not_get_it(at: LiveSide) -> None:
     before = keeper_and_session(at)
     os.kill(before[SPAWNER], signal.SIGSTOP)
-    with connected(at) as sock:
+    with connect(at.runtime) as sock:
         fds.send(sock, {"do": "succeed", "format": FORMAT})
     os.kill(before[SPAWNER], signal.SIGCONT)
-    with connected(at) as sock:  # heard after it
+    with connect(at.runtime) as sock:  # heard after it
         fds.send(sock, {"do": "watch"})
         while fds.receive(sock)[0]["event"] != "hello":
             pass
@@ -181,7 +182,7 @@ def test_a_successor_that_is_dead_when_it_is_given_the_place_does_not_get_it(at:
 @pytest.mark.parametrize("order", ["succeed", "successor"])
 def test_a_successor_of_another_format_is_refused_and_changes_nothing(at: LiveSide, order: str) -> None:
     before = keeper_and_session(at)
-    with connected(at) as sock:
+    with connect(at.runtime) as sock:
         fds.send(sock, {"do": order, "format": FORMAT + 1, "command": ["/bin/false"], "pythonpath": ""})
         answer, _ = fds.receive(sock)
     assert answer == {

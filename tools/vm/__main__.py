@@ -22,6 +22,7 @@ from tools.vm.foreign import ensure_root
 from tools.vm.guest import Ended, Machine, Result, Sink, run
 from tools.vm.images import Lacking, cache_directory, ensure_image
 from tools.vm.initrd import Job, Speed
+from tools.vm.kernels import Kernel
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("common", "bus", "gadget", "host", "tools", "tests")
@@ -85,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     shell.set_defaults(arch=Arch.here().value, share=[], dmesg=None, console=None)
     for each in (one, shell):
         each.add_argument("--visible", action="append", default=[], metavar="DIR", help="under /tmp or /run: show it")
+        kernels, text = [kernel.value for kernel in Kernel], "newer: the newest of trixie-backports (default: 6.12)"
+        each.add_argument("--kernel", choices=kernels, default=Kernel.DEBIAN_12.value, help=text)
     many = actions.add_parser("pytest", help="a pytest, with the arguments behind --, in guests")
     _machine_options(many, PYTEST_LIMIT_S)
     many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="guests")
@@ -138,7 +141,7 @@ def _shell(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _run(options: argparse.Namespace, command: list[str], terminal: bool = False) -> int:
     arch = Arch(options.arch)
-    image = ensure_image(cache_directory(), say, arch=arch)
+    image = ensure_image(cache_directory(), say, arch=arch, kernel=Kernel(options.kernel))
     accel = choose(Accel(options.accel), cache_directory(), image, say)
     root = "/"
     if arch.foreign:

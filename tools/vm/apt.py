@@ -1,12 +1,11 @@
 """Packages by apt, downloaded and unpacked, never installed: from this machine's sources, for any architecture.
 
-For a foreign architecture apt gets a state and package lists of its own, so that this machine's stay as they are; the
-sources, and the keys that they are checked with, are the machine's.
+For a foreign architecture, or a source that is not this machine's, apt gets a state and package lists of its own, so
+that this machine's stay as they are. The keys that packages are checked with are the machine's.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from common.errors import Exit, Refused
 from tools.vm.arch import Arch
+from tools.vm.kernels import package_of, parts
 
 
 class Lacking(Refused):
@@ -25,21 +25,34 @@ class Lacking(Refused):
 
 @dataclass(frozen=True)
 class Apt:
-    """`state`: a directory for lists and downloads of `arch`; None: this machine's own lists."""
+    """`state`: a directory for lists and downloads of `arch`; None: this machine's own lists.
+
+    `source`: a line of sources.list in place of this machine's; it wants a `state`.
+    """
 
     arch: Arch
     state: Path | None = None
+    source: str = ""
 
     def kernel(self, meta: str) -> str:
         """The kernel package that a meta package stands for, as apt knows it now. Raises Lacking if apt offers none."""
-        told = subprocess.run(self._words("apt-cache", "depends", meta), capture_output=True, text=True, check=False)
-        found = re.search(rf"Depends: (linux-image-\d\S+-{self.arch.value})\s", told.stdout)
-        if not found:
+        found = package_of(self._depends(meta), self.arch.value)
+        if found is None and self.source:
+            raise Lacking(f"{meta}: apt does not offer it from {self.source.strip()}: is the network there?")
+        if found is None:
             raise Lacking(
                 f"{meta}: apt does not offer it: add Debian 12 and its security archive "
                 "(bookworm-security) to apt's sources and run 'apt-get update'"
             )
-        return found[1]
+        return found
+
+    def parts(self, kernel: str) -> Sequence[str]:
+        """The packages that this kernel's files are in."""
+        return parts(kernel, self._depends(kernel))
+
+    def _depends(self, package: str) -> str:
+        words = self._words("apt-cache", "depends", package)
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
     def update(self) -> None:
         """Fetch the package lists; a failure shows when a package is asked for."""
@@ -47,6 +60,7 @@ class Apt:
             (self.state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
             (self.state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
             (self.state / "status").touch()
+            (self.state / "sources.list").write_text(self.source)
         subprocess.run(self._words("apt-get", "-q", "update"), stdout=subprocess.DEVNULL, check=False)
 
     def download(self, package: str, where: Path) -> None:
@@ -75,6 +89,8 @@ class Apt:
                 *(f"Dir::{name}={self.state}{place}" for name, place in _PLACES.items()),
                 *("Acquire::Languages=none", "APT::Install-Recommends=false", "Debug::NoLocking=1"),
             ]
+        if self.source:
+            options += [f"Dir::Etc::sourcelist={self.state}/sources.list", "Dir::Etc::sourceparts=-"]
         return [program, *(word for option in options for word in ("-o", option)), *words]
 
 

@@ -24,11 +24,9 @@ from pathlib import Path
 
 from tools.vm.apt import Apt, Lacking
 from tools.vm.arch import BOARDS, Arch
+from tools.vm.kernels import SUPPLIES, Kernel
 
 __all__ = ["Image", "Lacking", "ensure_image", "require"]
-
-META_PACKAGE = "linux-image-6.12-{arch}"
-"""Debian's meta package for the newest 6.12 kernel: 6.1 has no ublk, the cloud flavour no USB."""
 
 FORMAT = 2
 """Raise it when the layout of a cache entry or the list of modules changes: older entries are left alone."""
@@ -127,19 +125,21 @@ def cache_directory() -> Path:
     return Path(told).absolute() if told else Path.home() / ".cache" / "replug"
 
 
-def ensure_image(cache: Path, log: Log, refresh: bool = False, arch: Arch = Arch.AMD64) -> Image:
+def ensure_image(
+    cache: Path, log: Log, refresh: bool = False, arch: Arch = Arch.AMD64, kernel: Kernel = Kernel.DEBIAN_12
+) -> Image:
     """The cached image; downloads and unpacks it first if there is none (or *refresh* asks for the newest).
 
     Raises Lacking if a tool, a package or the network is missing.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    current = cache / f"{_prefix(arch)}.current"
+    current = cache / f"{_prefix(arch, kernel)}.current"
     with locked(cache / "guest.lock"):
         if not refresh and (image := _load(current, arch)):
             return image
         require(("apt-get", "apt"), ("apt-cache", "apt"), ("dpkg", "dpkg"), ("zstd", "zstd"))
         with tempfile.TemporaryDirectory(prefix="apt-", dir=cache) as state:
-            entry = _newest(cache, Apt(arch, Path(state) if arch.foreign else None), log)
+            entry = _newest(cache, _apt(arch, kernel, Path(state)), kernel, log)
         temporary = current.with_suffix(".new")
         temporary.write_text(entry.name)
         temporary.replace(current)
@@ -148,8 +148,14 @@ def ensure_image(cache: Path, log: Log, refresh: bool = False, arch: Arch = Arch
         return image
 
 
-def _prefix(arch: Arch) -> str:
-    return f"guest-v{FORMAT}" if arch is Arch.AMD64 else f"guest-v{FORMAT}-{arch.value}"
+def _apt(arch: Arch, kernel: Kernel, state: Path) -> Apt:
+    source = SUPPLIES[kernel].source
+    return Apt(arch, state if arch.foreign or source else None, source)
+
+
+def _prefix(arch: Arch, kernel: Kernel) -> str:
+    of_arch = () if arch is Arch.AMD64 else (arch.value,)
+    return "-".join((f"guest-v{FORMAT}", *of_arch, *(() if kernel is Kernel.DEBIAN_12 else (kernel.value,))))
 
 
 def _load(current: Path, arch: Arch) -> Image | None:
@@ -161,57 +167,67 @@ def _load(current: Path, arch: Arch) -> Image | None:
     return Image(directory, index["release"], {name: tuple(needs) for name, needs in index["needs"].items()}, arch)
 
 
-def _newest(cache: Path, apt: Apt, log: Log) -> Path:
+def _newest(cache: Path, apt: Apt, kernel: Kernel, log: Log) -> Path:
     if apt.state is not None:
         apt.update()
-        return _newest_entry(cache, apt, log)
+        return _newest_entry(cache, apt, kernel, log)
     try:
-        return _newest_entry(cache, apt, log)
+        return _newest_entry(cache, apt, kernel, log)
     except Lacking:
         # lists that are missing or old: a fresh machine's usual state
         if os.geteuid() != 0:
             raise
         log("updating apt's package lists")
         apt.update()
-        return _newest_entry(cache, apt, log)
+        return _newest_entry(cache, apt, kernel, log)
 
 
-def _newest_entry(cache: Path, apt: Apt, log: Log) -> Path:
-    package = apt.kernel(META_PACKAGE.format(arch=apt.arch.value))
-    entry = cache / f"{_prefix(apt.arch)}-{package}"
+def _newest_entry(cache: Path, apt: Apt, kernel: Kernel, log: Log) -> Path:
+    package = apt.kernel(SUPPLIES[kernel].meta.format(arch=apt.arch.value))
+    entry = cache / f"{_prefix(apt.arch, kernel)}-{package}"
     if not (entry / "index.json").is_file():
-        _fill(cache, entry, package, apt, log)
+        _fill(cache, entry, package, apt, kernel, log)
     return entry
 
 
-def _fill(cache: Path, entry: Path, package: str, apt: Apt, log: Log) -> None:
+def _fill(cache: Path, entry: Path, package: str, apt: Apt, kernel: Kernel, log: Log) -> None:
     with tempfile.TemporaryDirectory(prefix="filling-", dir=cache) as name:
         work = Path(name)
         log(f"fetching {package} and busybox-static (once, about 110 MB)")
-        for one in (package, "busybox-static"):
+        for one in apt.parts(package):
             apt.download(one, work)
+        # A source of kernels has no shell: that is this machine's.
+        (Apt(apt.arch) if apt.source else apt).download("busybox-static", work)
         log("unpacking the kernel")
         for archive in work.glob("*.deb"):
             subprocess.run(["dpkg", "-x", archive, work / "root"], check=True)
             archive.unlink()
         made = work / "entry"
         made.mkdir()
-        _make_entry(work / "root", made, apt.arch)
+        _make_entry(work / "root", made, apt.arch, kernel)
         shutil.rmtree(entry, ignore_errors=True)
         made.rename(entry)
     log(f"kernel ready in {entry}")
 
 
-def _make_entry(root: Path, made: Path, arch: Arch) -> None:
-    [vmlinuz] = (root / "boot").glob("vmlinuz-*")
-    release = vmlinuz.name.removeprefix("vmlinuz-")
+def _make_entry(root: Path, made: Path, arch: Arch, kernel: Kernel = Kernel.DEBIAN_12) -> None:
+    release, vmlinuz, tree = _places(root)
     data = vmlinuz.read_bytes()
     (made / "vmlinux").write_bytes(data if _is_arm64_image(data) else _decompress(kernel_payload(data)))
     shutil.copy(root / "bin" / "busybox", made / "busybox")
-    tree = root / "lib" / "modules" / release
     wanted = [name for name in MODULES if name not in BOARDS[arch].lacks]
-    needs = _unpack_modules(tree, made / "modules", wanted)
+    needs = _unpack_modules(tree, made / "modules", wanted, SUPPLIES[kernel].built_in)
     (made / "index.json").write_text(json.dumps({"release": release, "needs": needs}, indent=1))
+
+
+def _places(root: Path) -> tuple[str, Path, Path]:
+    """Release, kernel and modules. A split kernel lies with its modules, and under /usr."""
+    for vmlinuz in (root / "usr/lib/modules").glob("*/vmlinuz"):
+        return vmlinuz.parent.name, vmlinuz, vmlinuz.parent
+    [vmlinuz] = (root / "boot").glob("vmlinuz-*")
+    release = vmlinuz.name.removeprefix("vmlinuz-")
+    trees = [root / place / release for place in ("lib/modules", "usr/lib/modules")]
+    return release, vmlinuz, next(tree for tree in trees if (tree / "modules.builtin").is_file())
 
 
 def _is_arm64_image(data: bytes) -> bool:
@@ -219,11 +235,14 @@ def _is_arm64_image(data: bytes) -> bool:
     return data[56:60] == b"ARM\x64"
 
 
-def _unpack_modules(tree: Path, target: Path, wanted: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _unpack_modules(
+    tree: Path, target: Path, wanted: Iterable[str], also_built_in: frozenset[str]
+) -> dict[str, tuple[str, ...]]:
     """Decompress *wanted* and all they need into *target*; a built-in one maps to itself alone."""
     target.mkdir()
     files = {module_name(path.name): path for path in tree.rglob("*.ko*")}
-    built_in = {module_name(line) for line in (tree / "modules.builtin").read_text().splitlines()}
+    listed = (tree / "modules.builtin").read_text().splitlines()
+    built_in = {module_name(line) for line in listed} | also_built_in
     needs: dict[str, tuple[str, ...]] = {}
     todo = [module_name(name) for name in wanted]
     while todo:
