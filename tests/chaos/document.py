@@ -5,6 +5,7 @@ With `--native`, docs/recovery-table-native.md from `make chaos-native CELLS=2`.
 
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 from bus.runtime import Side
 from tests.chaos.budgets import guest_limits, judged, native_limits, report
@@ -33,10 +34,12 @@ times, median / longest of them. In every cell with a figure all I/O ended well 
 "dies": the role is killed at the stage. "stops": it is stopped there for 0.5 s. A dash with a letter is a cell that
 cannot exist, and says below why.
 """
-_IN_A_GUEST = """Measured in the emulated guest; what the kernel logged was compared, after each cell, with a list of
-the lines that are expected, each with its reason. "suspend, freezer" freezes the tasks of the machine for 5 s, or for
-2 s where the kernel gives up at a task that waits for I/O; that they did not run is measured. Written by `python -m
-tests.chaos.document` from a run of `make chaos-cells`."""
+_IN_A_GUEST = """Measured in the emulated guest; what the kernel logged was compared, after each
+cell, with a list of the lines that are expected, each with its reason. "suspend, freezer" freezes the tasks of the
+machine for 5 s, or for 2 s where the kernel gives up at a task that waits for I/O; that they did not run is measured.
+The two processors had much other work (a load of 10 to 17, and this at nice 10): a cold start of Python is told at the
+end (1.4 s on a machine of its own), with what failed, and with what was not run yet. Written by `python -m
+tests.chaos.document` from a run of `make chaos-cells CELLS=1`."""
 _NATIVE = """Measured natively: the roles, the bus, the fd store, watchdog, spawner and twin are real processes, **the
 kernel's shells are replaced**: the cable with FunctionFS and usbfs, and ublk with the block layer, are models in a
 process of their own (tests/native), so their times are no hardware's. "authorized" is there the cable itself, out for
@@ -117,7 +120,7 @@ class Page:
 
     def _failed(self) -> str:
         lines = [
-            f"- {_name(event, stage)}: {why.splitlines()[0]}" for (event, stage), why in self._results.failures.items()
+            f"- {_name(event, stage)}: {shorten(why, 300)}" for (event, stage), why in self._results.failures.items()
         ]
         return "\n## Failed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
