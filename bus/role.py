@@ -230,11 +230,11 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
         status = RoleExit.NEVER
     except (Gone, ReplugError, OSError) as error:
         write_reason(birth.runtime, birth.role, f"{type(error).__name__}: {error}")
-        _log_traceback(birth)
+        _log_where(birth, error)
         status = RoleExit.RESTART
     except BaseException as error:  # the last catcher of the process: the reason must be told before it is gone
         write_reason(birth.runtime, birth.role, f"fault in {birth.role}: {type(error).__name__}: {error}")
-        _log_traceback(birth)
+        _log_where(birth, error)
         status = RoleExit.RESTART
     os._exit(status)  # a thread blocked in a USB transfer cannot be joined
 
@@ -257,7 +257,9 @@ def _finish_turns() -> None:
             os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
 
 
-def _log_traceback(birth: Birth) -> None:
+def _log_where(birth: Birth, error: BaseException) -> None:
+    """Each frame and what was raised, without lines of the source: those may be on the very disk that waits for us."""
     log = Log(birth.runtime.log_path(birth.role), birth.role)
-    for line in traceback.format_exc().splitlines():
-        log.error(line)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        log.error(f"at {frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}")
+    log.error(f"{type(error).__name__}: {error}")

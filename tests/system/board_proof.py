@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.insert(0, "/usr/lib/replug")
 from bus.runtime import Runtime, Side, living, read_record, recorded_roles
 
 LIMIT_S = 300.0  # a spawner that is executed reads all of Python over the emulated cable
+STALL_S = 20.0
 RESULT = Path("/var/lib/proof")
 
 
@@ -27,8 +29,40 @@ def mounted_on(place: str) -> str:
     return [source for source, where, *_ in lines if where == place][-1]
 
 
+class Sentry(threading.Thread):
+    """Tells on the console where each process of the side is, if the disk does not answer for STALL_S.
+
+    All that it reads is in memory: what is on the disk cannot be read then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.began: float | None = None
+        self._console = open("/dev/console", "w")  # noqa: SIM115
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            time.sleep(1)
+            if self.began is not None and time.monotonic() - self.began > STALL_S:
+                self.began = None
+                for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+                    self._tell(pid)
+
+    def _tell(self, pid: str) -> None:
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name.startswith(("replug", "ffs-mm")):
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    where = Path(f"/proc/{pid}/task/{task}/stack").read_text().split("\n")
+                    call = Path(f"/proc/{pid}/task/{task}/syscall").read_text().strip()
+                    self._console.write(f"proof: stalled: {name} {pid} {task} {call}: {' < '.join(where)}\n")
+                    self._console.flush()
+
+
 def touches_the_disk(name: str) -> None:
     """Write through to the host's file and read back from there."""
+    sentry.began = time.monotonic()
     data = os.urandom(256 << 10)
     with (RESULT / name).open("wb") as file:
         file.write(data)
@@ -36,6 +70,7 @@ def touches_the_disk(name: str) -> None:
         os.fsync(file.fileno())
     Path("/proc/sys/vm/drop_caches").write_text("3")
     assert (RESULT / name).read_bytes() == data
+    sentry.began = None
 
 
 def successor(runtime: Runtime, role: str, dead: int) -> int:
@@ -98,6 +133,7 @@ def last_words() -> None:
         print(f"proof: {path.name}: {path.read_text()[-1500:]}", flush=True)
 
 
+sentry = Sentry()
 try:
     main()
 except BaseException:
