@@ -34,12 +34,20 @@ class _Warn(Protocol):
     def warning(self, text: str) -> None: ...
 
 
+def _packer() -> msgpack.Packer:
+    """Before msgpack 1.1 (Debian 12 has 1.0.3) the first buffer is of one size; what of it is not used is no memory."""
+    try:
+        return msgpack.Packer(buf_size=_PACK_BYTES)
+    except TypeError:
+        return msgpack.Packer()
+
+
 class _Lane:
     """What both ends share: identity, counters, encoding and decoding."""
 
     def __init__(self, log: _Warn, role: str, generation: int) -> None:
         self._log, self._role, self._generation = log, role, generation
-        self._packer = msgpack.Packer(buf_size=_PACK_BYTES)
+        self._packer = _packer()
         self.malformed = 0
         self.stale = 0
 
