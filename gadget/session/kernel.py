@@ -47,6 +47,25 @@ def free_id(taken: frozenset[int]) -> int:
     raise AssertionError("numbers never end")
 
 
+def remove_unfinished(instance: str, known: frozenset[int]) -> list[str]:
+    """Take away devices of ours that were never given a size, and so have no disk; but not the numbers in `known`.
+
+    Their queue died right after ADD_DEV and what knew of them is lost, so nobody will finish them. Returns what was
+    done, a line each. Raises as `devices_of`.
+    """
+    told = []
+    for number in sorted(ublk_ids() - known):
+        with Control(timeout_s=_ANSWER_S) as control, contextlib.suppress(FileNotFoundError):
+            info = control.find(number)
+            export_id = export_of(info.mark, instance) if info is not None else None
+            if export_id is not None and not control.get_params(number).size_bytes:
+                control.delete_async(number)
+                told.append(
+                    f"ublk device {number} of export {export_id:#x} never had a disk and nobody knows it: removed"
+                )
+    return told
+
+
 def devices_of(instance: str) -> tuple[Device, ...]:
     """Every device that carries this instance's mark and has a size. One that was never given one has no disk either.
 

@@ -22,7 +22,7 @@ from common.wire_v1 import ExportFlag, ExportV1
 from gadget.session import parking
 from gadget.session.core import adopt, configure, exports_of, without
 from gadget.session.holders import holders_of
-from gadget.session.kernel import can_resize, devices_of, free_id, ublk_ids
+from gadget.session.kernel import can_resize, devices_of, free_id, remove_unfinished, ublk_ids
 from gadget.session.links import write_names
 from gadget.session.operator import Operator
 from gadget.session.state import Device, State, load, save
@@ -66,7 +66,7 @@ class Session:
 
     def _recover(self) -> State:
         try:
-            state = load(self._path)
+            state = load(self._path, self._role.runtime.instance)
         except WireError as error:
             # The kernel tells which devices it had (below); a new session id tells the host to begin anew.
             aside = self._path.with_suffix(".unreadable")
@@ -74,8 +74,9 @@ class Session:
             self._role.log.error(f"{error}: kept as {aside.name}; starting a new session")
             state = None
         fresh = state is None
-        known = state or State(secrets.randbits(63) + 1)
+        known = state or State(secrets.randbits(63) + 1, instance=self._role.runtime.instance)
         known, notices = adopt(known, devices_of(self._role.runtime.instance))
+        notices += remove_unfinished(self._role.runtime.instance, frozenset(d.ublk_id for d in known.devices))
         # A device gets its ledger before it is in the state file (`_decide`), so one without has lost it.
         unknown = distrust_missing(self._role.runtime, (device.record.export_id for device in known.devices))
         notices += [f"export {export_id:#x}: what was flushed of it is not known any more" for export_id in unknown]
@@ -273,7 +274,7 @@ class Session:
         if wish.failed:
             state, reason = "failed", f"{wish.failed}: `replug export resume` gives it a new device"
         elif queue.get("state") not in (None, "running"):
-            state = "failed" if queue["state"] == "failed" else "recovering"
+            state = {"failed": "failed", "stuck": "parked"}.get(queue["state"], "recovering")
             reason = f"{queue_role(device.name)} is {queue['state']}: {queue.get('reason') or 'no reason given'}"
         elif device.removed:
             holders = ", ".join(self._holders.get(export_id, [])) or "somebody"

@@ -6,7 +6,7 @@ cannot be understood is an error with a name, never a guess.
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,21 @@ class Device:
 
 @dataclass(frozen=True)
 class State:
-    """session_id: u64, drawn at a start without a state file. `configured`: the export ids of the host's last set."""
+    """session_id: u64, drawn at a start without a state file. `configured`: the export ids of the host's last set.
+
+    `instance`: whose it is; empty in a file of the first releases, which did not say.
+    """
 
     session_id: int
     devices: tuple[Device, ...] = ()
     configured: tuple[int, ...] = ()
+    instance: str = ""
 
     def encode(self) -> bytes:
         devices = [{**asdict(d.record), **_fields_of(d)} for d in self.devices]
         fields = {
             "version": VERSION,
+            "instance": self.instance,
             "session_id": f"{self.session_id:#018x}",
             "devices": devices,
             "configured": list(self.configured),
@@ -70,7 +75,8 @@ class State:
             session_id = int(fields["session_id"], 16)
             if not 0 < session_id < 1 << 64:
                 raise WireError("state file has no session id")
-            return State(session_id, devices, tuple(int(n) for n in fields["configured"]))
+            configured = tuple(int(n) for n in fields["configured"])
+            return State(session_id, devices, configured, str(fields.get("instance", "")))
         except MALFORMED as error:
             raise WireError(f"state file is not ours or torn: {type(error).__name__}: {error}") from None
 
@@ -95,8 +101,11 @@ def _device(fields: dict[str, Any]) -> Device:
     return Device(str(fields["name"]), record, ublk_id, *said)
 
 
-def load(path: Path) -> State | None:
-    """None if there is none. Raises WireError if there is one that cannot be understood."""
+def load(path: Path, instance: str) -> State | None:
+    """None if there is none. Raises WireError if there is one that cannot be understood, or is another instance's.
+
+    Its devices would be that instance's, and its session id the one that another gadget answers with.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -104,7 +113,10 @@ def load(path: Path) -> State | None:
         return None
     if len(data) > MAX_BYTES:
         raise WireError(f"state file is larger than {MAX_BYTES} bytes")
-    return State.decode(data)
+    state = State.decode(data)
+    if state.instance not in ("", instance):
+        raise WireError(f"state file is of instance {state.instance}, not {instance}")
+    return replace(state, instance=instance)
 
 
 def save(path: Path, state: State) -> None:

@@ -28,11 +28,11 @@ PARTS = {1: (1 * MIB, 24 * MIB), 2: (26 * MIB, 8 * MIB)}  # start and size
 MKFS = {"ext4": ("-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"), "xfs": ("-f",)}
 
 
-def with_partitions(path: Path) -> None:
-    """A sparse image with an MBR of PARTS, in blocks of 4096 bytes: the device has such."""
-    entries = b"".join(struct.pack("<B3xB3xII", 0, 0x83, start // 4096, size // 4096) for start, size in PARTS.values())
+def with_partitions(path: Path, size_bytes: int, parts: dict[int, tuple[int, int]]) -> None:
+    """A sparse image with an MBR of `parts` (start and size), in blocks of 4096 bytes: the device has such."""
+    entries = b"".join(struct.pack("<B3xB3xII", 0, 0x83, start // 4096, size // 4096) for start, size in parts.values())
     with path.open("wb") as file:
-        file.truncate(DISK_BYTES)
+        file.truncate(size_bytes)
         file.seek(446)
         file.write(entries)
         file.seek(510)
@@ -42,7 +42,7 @@ def with_partitions(path: Path) -> None:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[inside.Bench]:
     work = tmp_path_factory.mktemp("fs")
-    with_partitions(work / "disk.img")
+    with_partitions(work / "disk.img", DISK_BYTES, PARTS)
     with (work / "whole.img").open("wb") as file:
         file.truncate(WHOLE_BYTES)
     with inside.both_sides(work / "disk.img", work / "whole.img") as both:

@@ -378,7 +378,7 @@ class Run:
     def ledger_of(self, runtime: SimRuntime, export_id: int) -> Ledger:
         return Ledger(self.ledgers.setdefault((runtime.side, export_id), bytearray(LEDGER_BYTES)))
 
-    def load(self, path: str) -> State | None:
+    def load(self, path: str, instance: str) -> State | None:
         data = self.files.get(path)
         return None if data is None else State.decode(data)
 
@@ -403,6 +403,7 @@ def substituted(run: Run) -> Iterator[None]:
         (_QUEUE, "Arena", SimArena),
         (_QUEUE, "threading", SimpleNamespace(Thread=SimThread)),
         ("gadget.session.role", "devices_of", run.devices_of),
+        ("gadget.session.role", "remove_unfinished", lambda instance, known: []),  # no run loses who knows of them
         ("gadget.session.role", "ublk_ids", lambda: frozenset(run.driver.devices)),
         ("gadget.session.role", "can_resize", lambda: True),
         ("gadget.session.role", "load", run.load),

@@ -166,9 +166,9 @@ def test_both_wires_announce_the_same_exports() -> None:
 
 def test_state_survives_the_file(tmp_path: Path) -> None:
     devices = (Device("a", A, 0), Device("b", B, 7, read_only=True, identity=IDENTITY.hex(), label="root"))
-    state = State(0xFEDC, devices, (0xA,))
+    state = State(0xFEDC, devices, (0xA,), "default")
     save(tmp_path / "state.json", state)
-    assert load(tmp_path / "state.json") == state
+    assert load(tmp_path / "state.json", "default") == state
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
 
@@ -180,7 +180,22 @@ def test_a_state_file_of_the_first_releases_describes_writable_devices() -> None
 
 
 def test_no_state_file_is_no_state(tmp_path: Path) -> None:
-    assert load(tmp_path / "state.json") is None
+    assert load(tmp_path / "state.json", "default") is None
+
+
+def test_the_state_file_of_another_instance_is_refused_and_named(tmp_path: Path) -> None:
+    """Its devices are that instance's, and a host would take two gadgets for one by its session id."""
+    save(tmp_path / "state.json", State(0xFEDC, (Device("a", A, 0),), instance="left"))
+    with pytest.raises(WireError, match="of instance left, not right"):
+        load(tmp_path / "state.json", "right")
+
+
+def test_a_state_file_that_does_not_say_whose_it_is_is_ours(tmp_path: Path) -> None:
+    """Of the first releases."""
+    fields = json.loads(State(1, (Device("a", A, 0),)).encode())
+    del fields["instance"]
+    (tmp_path / "state.json").write_text(json.dumps(fields))
+    assert load(tmp_path / "state.json", "right") == State(1, (Device("a", A, 0),), instance="right")
 
 
 @given(cut=st.integers(0, 200))

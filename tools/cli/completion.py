@@ -60,7 +60,7 @@ def exports(side: Side, instance: str) -> int:
     else:
         from gadget.session.state import load
 
-        state = load(runtime.state_path())
+        state = load(runtime.state_path(), instance)
         names = [device.label or device.name for device in state.devices] if state is not None else []
     print(*names, sep="\n")
     return Exit.DONE
