@@ -23,7 +23,7 @@ from common.errors import Exit
 from common.limits import BEAT_S
 from tools.cli import main
 from tools.cli.document import DOCUMENT, faults, json_schema, reference
-from tools.cli.look import ANSWER_S, QUIET_S, look
+from tools.cli.look import ANSWER_S, QUIET_S, held_up, look
 from tools.cli.side import bring_up, take_down
 from tools.supervise.launch import all_living, await_deaths, kill
 from tools.supervise.plan import Plan, RoleSpec
@@ -208,6 +208,15 @@ def test_what_runs_keeps_its_since_when_the_watchdog_is_replaced(side: Runtime) 
 
 
 # -- for pipes -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("state", "shown"), [("starting", "recovering"), ("stuck", "parked"), ("failed", "failed")])
+def test_an_export_tells_what_its_process_waits_for(state: str, shown: str) -> None:
+    """Nothing is being replaced while a killed process does not die."""
+    row = {"role": "source.a", "state": state, "since": "2026-11-30T07:00:00+00:00", "last_exit": "", "reason": "why"}
+    told = held_up({"role": "source.a", "state": "live"}, [row])
+    assert (told["state"], told["since"]) == (shown, row["since"])
+    assert told["reason"].startswith(f"source.a is {state} since ") and told["reason"].endswith(": why")
+
+
 def test_watch_tells_a_kill_as_lines(side: Runtime) -> None:
     with subprocess.Popen(
         [*COMMAND, "status", "--watch", "--interval", "100ms"], cwd=ROOT, stdout=subprocess.PIPE, text=True

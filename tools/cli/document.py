@@ -64,7 +64,10 @@ EXPORT: Fields = {
     "size_bytes": ("integer", "its size"),
     "block_size": ("integer", "bytes of a block"),
     "read_only": ("boolean", "writes are refused"),
-    "state": (EXPORT_STATES, "live: I/O flows; parked: waits for the host; recovering: its process is being replaced"),
+    "state": (
+        EXPORT_STATES,
+        "live; parked: waits for the host, or for a stuck process; recovering: its process is being replaced",
+    ),
     "since?": ("string", "since when it is in this state, ISO 8601, or at least then; missing if it is live"),
     "reason?": ("string", "what it waits for and since when, or why it failed"),
     "unflushed_bytes?": (

@@ -95,7 +95,7 @@ def held_up(export: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
         return export
     for row in rows:
         if row["role"] in ("usb", export.get("role")) and not works(row):
-            state = "failed" if row["state"] == "failed" else "recovering"
+            state = {"failed": "failed", "stuck": "parked"}.get(row["state"], "recovering")
             return {**export, "state": state, "reason": why_not(row), "since": row.get("silent_since") or row["since"]}
     return export
 
