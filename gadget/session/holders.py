@@ -8,6 +8,11 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Final
+
+# They look at a disk and do not use it: a job of ours, which reads the partition table, and udev's workers, which probe
+# each disk that comes or was written to. Where no host answers they wait; they end with the queue.
+_PROBES: Final = ("replug:", "(udev-worker)", "systemd-udevd")
 
 
 def holders_of(ublk_id: int, proc: Path = Path("/proc"), sys_block: Path = Path("/sys/block")) -> list[str]:
@@ -63,7 +68,12 @@ def _open_by(process: Path, numbers: set[str]) -> dict[str, None]:
             number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
             if stat.S_ISBLK(status.st_mode) and number in numbers:
                 comm = (process / "comm").read_text().strip()
-                if comm.startswith("replug:"):  # a job of ours, which reads the partition table: it ends with its queue
+                if only_probes(comm):
                     return {}
                 return {f"{comm} (pid {process.name})": None}
     return {}
+
+
+def only_probes(comm: str) -> bool:
+    """Is a process of this name one that looks at disks and uses none?"""
+    return comm.startswith(_PROBES)

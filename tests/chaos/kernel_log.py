@@ -27,6 +27,7 @@ EXPECTED = {
     r"gadget\.\d+: high-speed config #\d+: .*": "the gadget is configured",
     r"read (?:descriptors|strings)": "FunctionFS was given ours",
     r"unloading": "FunctionFS goes",
+    r"ffs_data_put\(\): freeing": "its last mount or descriptor is gone",
     r"file system registered": "FunctionFS comes",
     r"block ublkb\d+: .*capacity change from \d+ to \d+": "a device comes or goes",
     r" ?ublkb\d+:(?: p\d+)*": "a partition scan",

@@ -2,7 +2,6 @@
 
 import grp
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -11,39 +10,12 @@ from pathlib import Path
 import pytest
 
 from gadget.usb import udc
+from tests.system import udevd as daemon
 from tools.demo.inside import replug, wait_for
 
-ROOT = Path(__file__).parents[2]
-DEBIAN = ROOT / ".setup/debian/root"
 SYSFS = Path("/sys/bus/usb/devices")
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.timeout(200),
-    pytest.mark.skipif(not DEBIAN.exists(), reason="no udev to copy: `make system` fetches it"),
-]
-
-
-@pytest.fixture(scope="module")
-def udevd() -> Iterator[None]:
-    """Debian's, with its own rules and ours."""
-    for name in ("lib/udev", "bin/udevadm"):
-        target = Path("/") / name
-        if target.exists():
-            continue
-        source = DEBIAN / name
-        shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copy(source, target)
-    for library in DEBIAN.rglob("libkmod.so.2*"):
-        if not (Path("/usr/lib/x86_64-linux-gnu") / library.name).exists():
-            shutil.copy(library, "/usr/lib/x86_64-linux-gnu", follow_symlinks=False)
-    shutil.copy(ROOT / "packaging/udev/70-replug.rules", "/lib/udev/rules.d")
-    daemon = Path("/lib/systemd/systemd-udevd")
-    if not daemon.exists():
-        daemon.symlink_to("/bin/udevadm")
-    process = subprocess.Popen([daemon])
-    wait_for("udevd", lambda: Path("/run/udev/control").exists())
-    yield
-    process.kill()
-    process.wait(10)
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200), daemon.needed]
+udevd = daemon.udevd  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +29,9 @@ def node(udevd: None) -> Iterator[Path]:
 
     device: Path = wait_for("the gadget on the bus", found)
     bus, address = (int((device / name).read_text()) for name in ("busnum", "devnum"))
-    subprocess.run(["udevadm", "settle", "--timeout=60"], check=True, timeout=70)
-    yield Path(f"/dev/bus/usb/{bus:03}/{address:03}")
+    place = Path(f"/dev/bus/usb/{bus:03}/{address:03}")
+    wait_for("udev to have seen it", lambda: daemon.knows(place))
+    yield place
     assert replug("gadget", "down").returncode == 0
 
 

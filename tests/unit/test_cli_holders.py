@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gadget.session.holders import holders_of
+from gadget.session.holders import holders_of, only_probes
 
 
 @pytest.fixture
@@ -53,3 +53,12 @@ def test_swap_is_a_holder_of_exactly_that_device(proc: Path, sys_block: Path) ->
 def test_a_regular_file_that_is_open_is_no_holder(proc: Path, sys_block: Path, tmp_path: Path) -> None:
     (proc / "7" / "fd" / "3").symlink_to(tmp_path / "proc" / "swaps")
     assert holders_of(1, proc, sys_block) == []
+
+
+@pytest.mark.parametrize(
+    ("comm", "probe"),
+    [("replug:scan", True), ("(udev-worker)", True), ("systemd-udevd", True), ("dd", False), ("udev-like", False)],
+)
+def test_who_only_probes_a_disk_is_no_holder(comm: str, probe: bool) -> None:
+    """With the host away udev's probe waited, and `down` named it as one who must let go."""
+    assert only_probes(comm) is probe
