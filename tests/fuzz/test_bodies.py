@@ -88,12 +88,16 @@ class Liar:
         self._hurt[what] += 1
         return replace(envelope, body=other(self._rng, envelope.body))
 
+    def body_of(self, data: bytes, start: int) -> Any:
+        """In the place of bus.envelope's: a lane that knows a message's head reads its body alone."""
+        return self.decode(data).body
+
 
 def lie(seed: int, hurt: Counter[str]) -> None:
     run = Run(seed, requests=40, faults=2)
     liar = Liar(seed, run, hurt)
     run.world.after(LONG_S, lambda: run.world.violate("long enough"))
-    with patch.object(Envelope, "decode", liar.decode):
+    with patch.object(Envelope, "decode", liar.decode), patch("bus.lane.body_of", liar.body_of):
         try:
             run.execute()
         except Violation as violation:
