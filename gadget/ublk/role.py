@@ -31,7 +31,7 @@ from gadget.ublk.mark import ownership_mark
 from gadget.ublk.offer import params_for
 from gadget.ublk.partitions import make_known
 
-_OPS = {
+_OPS: dict[int, Op] = {
     BlockOp.READ: Op.READ,
     BlockOp.WRITE: Op.WRITE,
     BlockOp.FLUSH: Op.FLUSH,
@@ -190,7 +190,7 @@ class Queue:
         # The block layer's other flags (META, FAILFAST, ...) say how urgent it is, not what to do.
         now = time.monotonic()
         for tag, op, start, sectors, flags in device.requests(reset=False):
-            wire_op = _OPS.get(BlockOp(op))
+            wire_op = _OPS.get(op)
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue

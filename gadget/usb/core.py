@@ -101,7 +101,8 @@ class _Export:
     orphan_arenas: set[int] = field(default_factory=set)
 
     def fenced(self) -> bool:
-        return any(p.orphan for p in self.on_wire.values())
+        """Is an orphan out? None without an arena of a dead queue: each I/O asks, and is not to look at all."""
+        return bool(self.orphan_arenas) and any(p.orphan for p in self.on_wire.values())
 
 
 class UsbCore:
@@ -245,7 +246,8 @@ class UsbCore:
                 if self.v0 and pending.request.flags:
                     pending.asked, pending.request = pending.request, replace(pending.request, flags=0)
                 pending.stage = Stage.SENT
-                pending.covers = self.ledger(export.record.export_id).acknowledged
+                if pending.request.op is Op.FLUSH:
+                    pending.covers = self.ledger(export.record.export_id).acknowledged
                 export.on_wire[request_id] = pending
                 self.data_moved = True
                 is_write = pending.request.op is Op.WRITE

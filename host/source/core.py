@@ -111,7 +111,7 @@ class SourceCore:
         return not has_payload or job.arena_offset + job.size_bytes <= self._arena_bytes
 
     def _start(self) -> list[Action]:
-        if any(generation != self._generation for generation, _ in self._running):
+        if not self._waiting or any(generation != self._generation for generation, _ in self._running):
             return []
         jobs: list[Action] = list(self._waiting)
         self._running |= {(job.generation, job.sequence) for job in self._waiting}

@@ -27,6 +27,8 @@ from host.source.latch import Latch
 from host.source.opening import open_source
 from host.source.spec import Scheme, parse
 
+_NAMES = {op: op.name.lower() for op in Op}  # for status
+
 
 class SourceRole:
     """Handlers of one source role. `name` is the source as people write it."""
@@ -102,7 +104,7 @@ class SourceRole:
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Job):
-                self._counts[action.op.name.lower()] += 1
+                self._counts[_NAMES[action.op]] += 1
                 self._begin(action)
             elif isinstance(action, Complete):
                 self._completions.append([action.sequence, action.status])

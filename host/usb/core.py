@@ -340,6 +340,10 @@ class UsbCore:
     def offered(self) -> list[Served]:
         return [export.served for export in self._exports.values()]
 
+    def role_of(self, export_id: int) -> str:
+        """The source of an export that we know."""
+        return self._exports[export_id].served.role
+
     def counts(self) -> dict[str, dict[str, int]]:
         """For status, by name of the export."""
         return {

@@ -1,6 +1,6 @@
 """Space in an arena: extents of whole pages, first fit, neighbours merged when freed. Pure; called by host.usb.core."""
 
-from bisect import insort
+from bisect import bisect
 
 from common import limits
 
@@ -27,14 +27,15 @@ class Extents:
     def free(self, offset: int) -> None:
         """Give back what `take` gave. KeyError if it was not taken."""
         size = self._taken.pop(offset)
-        insort(self._free, (offset, size))
-        merged: list[tuple[int, int]] = []
-        for start, length in self._free:
-            if merged and merged[-1][0] + merged[-1][1] == start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            else:
-                merged.append((start, length))
-        self._free = merged
+        free = self._free
+        first = last = bisect(free, (offset, size))
+        if first and sum(free[first - 1]) == offset:  # the neighbour before ends where this begins
+            first -= 1
+            offset, size = free[first][0], free[first][1] + size
+        if last < len(free) and free[last][0] == offset + size:
+            size += free[last][1]
+            last += 1
+        free[first:last] = [(offset, size)]
 
     @property
     def taken_bytes(self) -> int:

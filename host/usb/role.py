@@ -268,10 +268,7 @@ class Usb:
     def _place(self, take: Take) -> int | None:
         if take.export_id is None:
             return None
-        return self._arena(take.export_id, self._role_of(take.export_id)).address + take.offset
-
-    def _role_of(self, export_id: int) -> str:
-        return next(s.role for s in self._core.offered() if s.record.export_id == export_id)
+        return self._arena(take.export_id, self._core.role_of(take.export_id)).address + take.offset
 
     def _follow(self, dispatch: Dispatch) -> None:
         """Tell the step, and the source the id: its items know our sequence only."""
