@@ -1,6 +1,6 @@
 """The spawner: a single-threaded fork server with every role's modules imported, and the store of spare descriptors.
 
-It holds no ZeroMQ context, ring or thread, ever, because its children inherit what it holds. It does what the watchdog
+It holds no ZeroMQ socket, ring or thread, ever, because its children inherit what it holds. It does what the watchdog
 orders over a Unix socket, and decides only one thing itself: that there is a watchdog. Executed once for a side
 (`python -m tools.supervise.spawner ROOT SIDE INSTANCE`, by tools.supervise.launch); its successors are its twins, or
 that of a new installation (tools.supervise.succession).
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bus import fds as fdsocket
-from bus import newroot
+from bus import network, newroot
 from bus.role import WATCHDOG
 from bus.runtime import Runtime, Side, boottime_ns, living, sign, take_name, write_reason
 from common import limits, trace
@@ -375,6 +375,7 @@ def _succeed(runtime: Runtime, plan: Plan) -> Spawner:
 
 def prepare() -> None:
     """What a spawner is, beyond a process: reaper of orphans, spared by the OOM killer, locked, nothing to collect."""
+    network.begin()
     process.become_subreaper()
     process.serve_block_devices()
     gc.collect()
