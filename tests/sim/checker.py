@@ -4,14 +4,17 @@ Every block carries its export, its address and the version of the write that wr
 ended at e may return version v if the write of v began before e, and no other write of this block began after v's had
 ended and ended before b. (Concurrent writes: any, or the old one; a completed write is the floor.) Version 0 is zeros:
 what a disk begins with, and what a DISCARD writes; each DISCARD is an interval of its own. When a FLUSH has ended, what
-a crash of the host would leave is judged as a read that began when the FLUSH did.
+a crash of the host would leave is judged as a read that began when the FLUSH did. When a FUA write has ended, what a
+crash would leave of its blocks may be that write, or one that was not over when it began: of writes that are not FUA
+and ended meanwhile nothing is promised.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from tests.sim.world import World
+from tests.sim.world import START, World
 
 BLOCK = 512
 _HEAD = struct.Struct("<4sIQQ")
@@ -53,19 +56,25 @@ class Checker:
         return written
 
     def read_ended(self, export_id: int, lba: int, began: float, data: bytes, what: str = "a read") -> None:
+        history = self._of(export_id, lba)
+        what = f"{what} begun at {began - START:.6f}"
+        self._judge(export_id, lba, data, what, lambda w: self._allowed(w, history, began))
+
+    def fua_ended(self, export_id: int, lba: int, fua: Written, durable: bytes) -> None:
+        what = f"what a crash leaves after the FUA write of version {fua.version}"
+        self._judge(export_id, lba, durable, what, lambda w: w is fua or w.ended >= fua.began)
+
+    def _judge(self, export_id: int, lba: int, data: bytes, what: str, allowed: Callable[[Written], bool]) -> None:
         self.reads += 1
         version = self._version(export_id, lba, data)
         if version is None:
             return
         history = self._of(export_id, lba)
-        if any(w.version == version and self._allowed(w, history, began) for w in history):
+        if any(w.version == version and allowed(w) for w in history):
             self._forget(history)
             return
-        known = ", ".join(f"{w.version} [{w.began - 1000:.6f}, {w.ended - 1000:.6f}]" for w in history[-6:])
-        self._world.violate(
-            f"export {export_id} block {lba}: {what} begun at {began - 1000:.6f} gave version {version}; "
-            f"writes: {known}"
-        )
+        known = ", ".join(f"{w.version} [{w.began - START:.6f}, {w.ended - START:.6f}]" for w in history[-6:])
+        self._world.violate(f"export {export_id} block {lba}: {what} gave version {version}; writes: {known}")
 
     def _version(self, export_id: int, lba: int, data: bytes) -> int | None:
         if data == bytes(BLOCK):

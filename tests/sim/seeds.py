@@ -1,4 +1,4 @@
-"""Seeds that have found a fault of the product, kept: test_sim runs them again at every commit.
+"""Seeds that have found a fault, of the product or of what judges it, kept: test_sim runs them again at every commit.
 
 A seed belongs to the commit it failed at: a change of a model or of the workload gives it another run. So each fault
 has a test named for the behaviour as well; the seed costs a fraction of a second and may meet the fault's neighbours.
@@ -22,5 +22,11 @@ KEPT = (
         40275,
         "e951455",
         "a question belongs to its link: the answer to an old STATUS cancelled the search for the device",
+    ),
+    Kept(
+        1000105,
+        "03e8977",
+        "of the checker: the end of a FUA write promises nothing of other writes that ended before it",
+        faults=160,
     ),
 )

@@ -114,10 +114,12 @@ class Workload:
                 item.ended = world.now
             if fua:
                 world.counts["bio FUA"] += 1
-                self._durable(export_id, range(lba, lba + blocks), world.now + 1e-9, "what a crash leaves after FUA")
+                for index, item in enumerate(written):
+                    checker.fua_ended(export_id, lba + index, item, self._durable(export_id, lba + index))
             if op is BlockOp.FLUSH:
-                whole = range(self._exports[export_id])
-                self._durable(export_id, whole, began, "what a crash leaves after a FLUSH")
+                for block in range(self._exports[export_id]):
+                    what = "what a crash leaves after a FLUSH"
+                    checker.read_ended(export_id, block, began, self._durable(export_id, block), what)
             if op is BlockOp.READ:
                 for index in range(blocks):
                     piece = got[index * BLOCK : (index + 1) * BLOCK]
@@ -128,11 +130,9 @@ class Workload:
             lba, blocks = 0, 0
         self._driver.submit(number, Bio(op, lba, blocks, data, ended, int(IoFlag.FUA) if fua else 0))
 
-    def _durable(self, export_id: int, lbas: range, since: float, what: str) -> None:
-        """Judge what a crash of the host would leave now as reads that began at `since`."""
-        durable = self._disks[export_id].durable
-        for lba in lbas:
-            self._checker.read_ended(export_id, lba, since, durable[lba * BLOCK : (lba + 1) * BLOCK], what)
+    def _durable(self, export_id: int, lba: int) -> bytes:
+        """What a crash of the host would leave now."""
+        return self._disks[export_id].durable[lba * BLOCK : (lba + 1) * BLOCK]
 
     def read_all(self) -> None:
         """The last look: every block, one after the other."""

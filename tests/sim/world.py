@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tests.sim.processes import Process
 
 
+START = 1000.0  # the time at which every run begins
+
+
 class Violation(AssertionError):
     """An invariant does not hold: this run has found a fault."""
 
@@ -52,7 +55,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, random.Random(seed)
-        self.now = 1000.0
+        self.now = START
         self.steps = 0
         self.counts: Counter[str] = Counter()
         self.waitables: dict[int, Waitable] = {}
@@ -101,7 +104,7 @@ class World:
 
     # -- what happened -------------------------------------------------------------------------------------------
     def say(self, text: str) -> None:
-        line = f"{self.now - 1000:11.6f} #{self.steps:<6} {text}"
+        line = f"{self.now - START:11.6f} #{self.steps:<6} {text}"
         self._trace.append(line)
         self._digest.update(line.encode())
 
