@@ -46,7 +46,7 @@ lint: setup ## ruff, mypy --strict, the import layers, and the documents
 
 unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
-	timeout --foreground -k 20 600 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz tests/mutants tests/cover
+	timeout --foreground -k 20 1200 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz tests/mutants tests/cover
 
 sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
 	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
