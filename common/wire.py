@@ -7,14 +7,20 @@ message are in tests/unit/test_wire.py.
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 from common import limits
 from common.errors import WireError
 
 MAGIC = b"SMOO"
-INTERFACE_CLASS, INTERFACE_SUBCLASS, INTERFACE_PROTOCOL = 0xFF, 0x53, 0x4D
 VERSION_MAJOR, VERSION_MINOR = 0, 1
+
+
+class Identity(Enum):
+    """What our interface calls itself: class, subclass and protocol. Its endpoints are the same four in any case."""
+
+    SMOO = (0xFF, 0x53, 0x4D)
+    FASTBOOT = (0xFF, 0x42, 0x03)  # for devices that pose as such. A real fastboot has two endpoints, and no IDENT
 
 
 class Control(IntEnum):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import Exit, Refused
+from common.wire import Identity
 from gadget.usb import udc
 
 ROOT = Path("/sys/kernel/config")
@@ -34,6 +35,7 @@ class GadgetTree:
     serial: str
     product: str
     mount_point: Path
+    identity: Identity = Identity.SMOO  # of its interface: written by whoever opens ep0
 
     @property
     def path(self) -> Path:

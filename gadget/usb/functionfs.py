@@ -1,7 +1,8 @@
 """FunctionFS: our descriptors, ep0 with its events and SETUP requests. ABI: linux/usb/functionfs.h, linux/usb/ch9.h.
 
-The interface is smoo's: FF/53/4D with interrupt IN, interrupt OUT, bulk IN, bulk OUT in this order, for full, high and
-super speed. Endpoint I/O is in gadget.usb.endpoint. All fds must stay open: closing the last one unbinds the gadget.
+The interface is one of common.wire.Identity with the four endpoints of smoo: interrupt IN, interrupt OUT, bulk IN, bulk
+OUT in this order, for full, high and super speed. Endpoint I/O is in gadget.usb.endpoint. All fds must stay open:
+closing the last one unbinds the gadget.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import Gone
-from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+from common.wire import Identity
 
 _DESCRIPTORS_MAGIC_V2: Final = 3
 _STRINGS_MAGIC: Final = 2
@@ -54,11 +55,11 @@ class FfsEvent:
     length: int
 
 
-def descriptors() -> bytes:
+def descriptors(identity: Identity = Identity.SMOO) -> bytes:
     """What is written to ep0 first: the interface for each speed (usb_functionfs_descs_head_v2)."""
-    full = _speed(interrupt_packet=64, bulk_packet=64, interval=1)
-    high = _speed(interrupt_packet=512, bulk_packet=512, interval=1)
-    super_ = _super_speed()
+    full = _speed(identity, interrupt_packet=64, bulk_packet=64, interval=1)
+    high = _speed(identity, interrupt_packet=512, bulk_packet=512, interval=1)
+    super_ = _super_speed(identity)
     count = 1 + len(ENDPOINTS)
     body = struct.pack("<III", count, count, count + len(ENDPOINTS)) + full + high + super_
     head = struct.pack("<III", _DESCRIPTORS_MAGIC_V2, 12 + len(body), _HAS_FS | _HAS_HS | _HAS_SS)
@@ -71,20 +72,20 @@ def strings() -> bytes:
     return struct.pack("<IIII", _STRINGS_MAGIC, 16 + len(body), 1, 1) + body
 
 
-def _interface() -> bytes:
-    return _INTERFACE.pack(9, 4, 0, 0, len(ENDPOINTS), INTERFACE_CLASS, INTERFACE_SUBCLASS, INTERFACE_PROTOCOL, 1)
+def _interface(identity: Identity) -> bytes:
+    return _INTERFACE.pack(9, 4, 0, 0, len(ENDPOINTS), *identity.value, 1)
 
 
-def _speed(interrupt_packet: int, bulk_packet: int, interval: int) -> bytes:
-    data = _interface()
+def _speed(identity: Identity, interrupt_packet: int, bulk_packet: int, interval: int) -> bytes:
+    data = _interface(identity)
     for address, kind in ENDPOINTS:
         packet, every = (interrupt_packet, interval) if kind == _INTERRUPT else (bulk_packet, 0)
         data += _ENDPOINT.pack(7, 5, address, kind, packet, every)
     return data
 
 
-def _super_speed() -> bytes:
-    data = _interface()
+def _super_speed(identity: Identity) -> bytes:
+    data = _interface(identity)
     for address, kind in ENDPOINTS:
         interrupt = kind == _INTERRUPT
         data += _ENDPOINT.pack(7, 5, address, kind, 1024, 1 if interrupt else 0)
@@ -105,10 +106,10 @@ class Ep0:
         self.fd = fd
 
     @staticmethod
-    def open(mount_point: Path) -> "Ep0":
+    def open(mount_point: Path, identity: Identity = Identity.SMOO) -> "Ep0":
         """Open it, and say what we are: only then do the other endpoints exist."""
         fd = os.open(mount_point / "ep0", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.write(fd, descriptors())
+        os.write(fd, descriptors(identity))
         os.write(fd, strings())
         return Ep0(fd)
 

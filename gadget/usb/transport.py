@@ -113,7 +113,7 @@ class Transport:
         predecessor.remove(self._tree, holds)
         self._tree.create()
         place = self._tree.mount_point
-        self._ep0, self._note = Ep0.open(place), PeerNote.fresh()
+        self._ep0, self._note = Ep0.open(place, self._tree.identity), PeerNote.fresh()
         return {name: open_file(place / name) for name in kept.ENDPOINT_NAMES[1:]}
 
     def fds(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bus.runtime import Runtime
+from common.wire import Identity
 from gadget.usb.configfs import GadgetTree
 
 VENDOR_ID, PRODUCT_ID = 0x1D6B, 0x0104  # Linux Foundation, multifunction composite gadget
@@ -18,4 +19,5 @@ def tree_of(runtime: Runtime, args: dict[str, Any], controller: str = "") -> Gad
         serial=str(args.get("serial") or "replug"),
         product="replug",
         mount_point=runtime.root / "ffs",
+        identity=Identity[str(args.get("identity") or Identity.SMOO.name).upper()],
     )

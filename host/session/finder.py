@@ -1,4 +1,4 @@
-"""Which USB devices are smoo gadgets: read from sysfs only, and the kernel's own word when one comes (uevents).
+"""Which USB devices may be smoo gadgets: read from sysfs only, and the kernel's own word when one comes (uevents).
 
 Nothing is opened: that is usb's. The netlink socket needs neither udevd nor root. Called by host.session.role.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.shown import shown
-from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+from common.wire import Identity
 from host.session.choice import Facts, chooser
 
 _SYSFS = Path("/sys/bus/usb/devices")
@@ -18,7 +18,7 @@ _KERNEL_GROUP = 1  # uevents of the kernel itself; 2 is udevd's
 _NETLINK_KOBJECT_UEVENT = 15  # linux/netlink.h
 _UEVENT_BYTES = 8192  # UEVENT_BUFFER_SIZE is 2048, and a header
 _SPEEDS = {"1.5": "low", "12": "full", "480": "high", "5000": "super", "10000": "super-plus", "20000": "super-plus"}
-_KIND = (INTERFACE_CLASS, INTERFACE_SUBCLASS, INTERFACE_PROTOCOL)
+_SHAPES = [("in", "Bulk"), ("in", "Interrupt"), ("out", "Bulk"), ("out", "Interrupt")]  # of our endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def find(wanted: str | None, root: Path = _SYSFS) -> list[Gadget]:
     found, chosen = set(), chooser(wanted)
     for interface in root.glob("*:*"):
         with contextlib.suppress(OSError, ValueError):
-            if _kind(interface) == _KIND:
+            if _may_be_ours(interface):
                 device = root / interface.name.partition(":")[0]
                 gadget = _gadget(device)
                 if chosen(Facts(gadget.serial, *_ids(device), gadget.place)):
@@ -45,11 +45,12 @@ def find(wanted: str | None, root: Path = _SYSFS) -> list[Gadget]:
     return sorted(found, key=lambda gadget: (gadget.bus, gadget.address))
 
 
-def _kind(interface: Path) -> tuple[int, int, int]:
-    one, two, three = (
-        int((interface / f"bInterface{name}").read_text(), 16) for name in ("Class", "SubClass", "Protocol")
-    )
-    return one, two, three
+def _may_be_ours(interface: Path) -> bool:
+    """By what it calls itself. A real fastboot, which calls itself so too, has other endpoints: it is left alone."""
+    kind = tuple(int((interface / f"bInterface{name}").read_text(), 16) for name in ("Class", "SubClass", "Protocol"))
+    if kind != Identity.FASTBOOT.value:
+        return kind == Identity.SMOO.value
+    return sorted((_text(place / "direction"), _text(place / "type")) for place in interface.glob("ep_*")) == _SHAPES
 
 
 def _gadget(device: Path) -> Gadget:

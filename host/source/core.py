@@ -25,6 +25,7 @@ class Job:
     file_offset: int
     size_bytes: int
     fua: bool = False  # a write that is on stable storage before it is answered
+    unmap: bool = False  # zeroes that may give the space back
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ class SourceCore:
             raise WireError(f"request {item!r}: unknown op")
         size = self._record.block_size
         fua = op == Op.WRITE and bool(flags & RequestFlag.FUA)
-        return Job(generation, sequence, Op(op), arena_offset, lba * size, blocks * size, fua)
+        unmap = op == Op.WRITE_ZEROES and not flags & RequestFlag.NO_UNMAP
+        return Job(generation, sequence, Op(op), arena_offset, lba * size, blocks * size, fua, unmap)
 
     def _sane(self, job: Job, item: list[int]) -> bool:
         if out_of_bounds(job.op, item[3], item[4], self._record, self._arena_bytes) is not None:

@@ -43,7 +43,7 @@ class Executor:
                 if job.fua:
                     self._flush()
             elif job.op is Op.WRITE_ZEROES:
-                self.source.write_zeroes(job.file_offset, job.size_bytes)
+                self.source.write_zeroes(job.file_offset, job.size_bytes, job.unmap)
                 self._wrote(job)
             else:
                 self.source.discard(job.file_offset, job.size_bytes)

@@ -70,9 +70,9 @@ class FaultSource(Source):
         self._strike(Operation.DISCARD)
         self._inner.discard(offset, size_bytes)
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
         self._strike(Operation.WRITE_ZEROES)
-        self._inner.write_zeroes(offset, size_bytes)
+        self._inner.write_zeroes(offset, size_bytes, unmap)
 
     def _half(self, size_bytes: int) -> int:
         return size_bytes // 2 // self.geometry.block_size * self.geometry.block_size

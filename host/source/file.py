@@ -1,8 +1,8 @@
 """A regular file or a block device as a source: opened, locked, read and written by pread and pwrite.
 
-Sparse aware: discard punches a hole, write_zeroes lets the file system do it where it can. A block device adds its own
-geometry and BLKDISCARD and BLKZEROOUT (linux/fs.h), so that whatever the host has as one (LVM, RBD, NBD, iSCSI) is
-served as it is. Opened by host.source.opening and by the command line's first look.
+Sparse aware: discard punches a hole, write_zeroes too if it may, else the file system makes zeroes as it can. A block
+device adds its own geometry and BLKDISCARD and BLKZEROOUT (linux/fs.h), so that whatever the host has as one (LVM, RBD,
+NBD, iSCSI) is served as it is. Opened by host.source.opening and by the command line's first look.
 """
 
 import array
@@ -155,8 +155,10 @@ class FileSource(_Opened):
         if not fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
             raise fails(errno.EOPNOTSUPP)
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
         self._uncut(offset + size_bytes)
+        if unmap and fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
+            return
         if not fallocated(self._fd, _ZERO_RANGE, offset, size_bytes):
             for start in range(0, size_bytes, len(_ZEROES)):
                 self._write(offset + start, _ZEROES[: size_bytes - start])
@@ -183,8 +185,10 @@ class DeviceSource(_Opened):
     def _discard(self, offset: int, size_bytes: int) -> None:
         fcntl.ioctl(self._fd, _BLKDISCARD, array.array("Q", (offset, size_bytes)))
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
-        """The kernel writes zeroes itself where the device cannot (blkdev_issue_zeroout)."""
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
+        """The kernel writes zeroes itself where the device cannot (blkdev_issue_zeroout); a hole it refuses then."""
+        if unmap and fallocated(self._fd, PUNCH_HOLE, offset, size_bytes):
+            return
         fcntl.ioctl(self._fd, _BLKZEROOUT, array.array("Q", (offset, size_bytes)))
 
 

@@ -87,10 +87,11 @@ class Source(ABC):
         self._needs(Can.DISCARD)
         self._discard(offset, size_bytes)
 
-    def write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def write_zeroes(self, offset: int, size_bytes: int, unmap: bool = False) -> None:
+        """With `unmap` the space may be given back, if the range then still reads as zeroes."""
         self._inside(offset, size_bytes)
         self._needs(Can.WRITE_ZEROES)
-        self._write_zeroes(offset, size_bytes)
+        self._write_zeroes(offset, size_bytes, unmap)
 
     @abstractmethod
     def close(self) -> None: ...
@@ -113,7 +114,7 @@ class Source(ABC):
     def _discard(self, offset: int, size_bytes: int) -> None:
         raise NotImplementedError
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
         raise NotImplementedError
 
     def _inside(self, offset: int, size_bytes: int) -> None:

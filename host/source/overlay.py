@@ -160,7 +160,7 @@ class OverlaySource(Source):
             self._store.zero(self._data + (first + cluster) * CLUSTER, (over - cluster) * CLUSTER)
             cluster = over
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
         zeroes = memoryview(bytes(min(size_bytes, 64 * CLUSTER)))
         for start in range(0, size_bytes, len(zeroes)):
             self._write(offset + start, zeroes[: size_bytes - start])

@@ -357,7 +357,6 @@ class UsbCore:
         }
 
 
-# No source gives space back for WRITE_ZEROES, so NO_UNMAP asks for nothing more.
 _FLAGS = {Op.WRITE: int(RequestFlag.FUA), Op.WRITE_ZEROES: int(RequestFlag.NO_UNMAP)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from common import limits
 from common.errors import WireError
-from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+from common.wire import CONTROL_TYPE, IDENT_BYTES, Control, Ident, Identity
 from common.wire_v1 import CONTROL_TYPE_V1, HELLO_BYTES, ControlV1, Hello
 from host.usb.library import fresh_backend
 from host.usb.usbfs import UrbKind, UsbFs
@@ -46,12 +46,13 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a smoo interface is in a device."""
+    """Where an interface is in a device that looks like smoo's, and what it calls itself."""
 
     configuration: int
     active: bool
     interface: int
     endpoints: dict[Pipe, int]
+    identity: Identity = Identity.SMOO
 
 
 class Device:
@@ -70,6 +71,8 @@ class Device:
             if not place.active:
                 self.usbfs.set_configuration(place.configuration)
             self._claim()
+            if place.identity is not Identity.SMOO:
+                self._identify()
             self.version = self._ask_version()
             if self.version == 1:
                 self.set_interface()
@@ -89,6 +92,17 @@ class Device:
             if error.errno != errno.EBUSY:
                 raise
             raise OSError(errno.EBUSY, "another program holds its interface") from None
+
+    def _identify(self) -> None:
+        """It bears a name that others bear too: only IDENT tells, and nothing else is asked of it before."""
+        kind = CONTROL_TYPE[Control.IDENT]
+        try:
+            answer = self.usbfs.control(kind, Control.IDENT, self.interface, IDENT_BYTES, limits.CONTROL_TIMEOUT_MS)
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise
+            raise WireError("it poses as fastboot, and knows no IDENT: it is not a smoo gadget") from None
+        Ident.decode(answer)
 
     def _ask_version(self) -> int:
         kind = CONTROL_TYPE_V1[ControlV1.HELLO]
@@ -133,11 +147,18 @@ def _look(backend: Any, bus: int, address: int) -> _Place:
         for place in range(int(configuration.bNumInterfaces)):
             interface = backend.get_interface_descriptor(found, place, 0, index)
             kind = (interface.bInterfaceClass, interface.bInterfaceSubClass, interface.bInterfaceProtocol)
-            if kind == (INTERFACE_CLASS, INTERFACE_SUBCLASS, INTERFACE_PROTOCOL):
-                describe = backend.get_endpoint_descriptor
-                endpoints = [describe(found, n, place, 0, index) for n in range(interface.bNumEndpoints)]
-                return _Place(value, active == value, int(interface.bInterfaceNumber), _endpoints(endpoints))
-    raise WireError("the device has no interface FF/53/4D: it is not a smoo gadget")
+            if kind not in Identity._value2member_map_:
+                continue
+            identity, describe = Identity(kind), backend.get_endpoint_descriptor
+            descriptors = [describe(found, n, place, 0, index) for n in range(interface.bNumEndpoints)]
+            try:
+                endpoints = _endpoints(descriptors)
+            except WireError:
+                if identity is Identity.SMOO:
+                    raise
+                continue  # a real fastboot, say, beside our interface or without it
+            return _Place(value, active == value, int(interface.bInterfaceNumber), endpoints, identity)
+    raise WireError("the device has no interface FF/53/4D, nor one that poses as fastboot: it is not a smoo gadget")
 
 
 def _find(backend: Any, bus: int, address: int) -> tuple[Any, int]:

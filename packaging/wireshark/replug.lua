@@ -464,7 +464,7 @@ local function control(show, event, pinfo, now, device)
         end
         if now.setup == 0x8006 and event.data and event.data:len() >= 9 then -- a configuration that has our interface
             local bytes = event.data:bytes():tohex(true, "")
-            if bytes:find("ff534d", 1, true) then device.ours = true end
+            if bytes:find("04ff534d", 1, true) or bytes:find("04ff4203", 1, true) then device.ours = true end
         end
         if now.setup == 0xa103 and event.data and event.data:len() == 16 then device.ours = true end
         if now.setup and (CONTROLS[now.setup] and now.setup ~= 0xa103) and event.data then

@@ -116,6 +116,9 @@ ELSEWHERE = {
     "sudo replug gadget up --instance b --udc fe990000.usb": Elsewhere(
         "tests/system/test_several.py", "farm", ("--udc", "--serial")
     ),
+    "sudo replug gadget up --identity fastboot --vid 0x18d1 --pid 0xd00d": Elsewhere(
+        "tests/system/test_identity.py", "gadget", ("gadget", "up", "--identity", "fastboot")
+    ),
     "replug status --instance board1": Elsewhere(
         "tests/system/test_several.py", "test_status_of_each_is_json", ("status", "--json", "--instance")
     ),

@@ -13,6 +13,7 @@ from typing import Any
 
 from bus.role import Role
 from bus.runtime import Runtime
+from common.wire import Identity
 from gadget.usb import endpoint, role, transport
 from gadget.usb.aio import Command
 from gadget.usb.functionfs import EventType, FfsEvent
@@ -62,7 +63,7 @@ class Ep0:
         self.fd, self._inode = fd, identity(fd)
 
     @staticmethod
-    def open(mount_point: object) -> "Ep0":
+    def open(mount_point: object, identity: Identity) -> "Ep0":
         line = Line("call")
         line.call("mount")
         names = ("ep0", "ep1", "ep2", "ep3", "ep4")
@@ -106,7 +107,7 @@ class _Mount:
 class GadgetTree:
     """gadget.usb.configfs.GadgetTree."""
 
-    udc, mount_point = UDC, _Mount()
+    udc, mount_point, identity = UDC, _Mount(), Identity.SMOO
 
     def create(self) -> None:
         return None

@@ -44,16 +44,18 @@ def versions(block: bytes) -> list[int]:
 def broken(recording: Sequence[Entry], promises: Sequence[Promise], size: int, block: int, seed: int) -> Iterator[str]:
     """Each promise that some cut breaks, as a sentence. `block`: bytes of a block of the promises."""
     draw = random.Random(seed)
+    made = sorted(promises, key=lambda promise: promise.since)
+    due: dict[int, int] = {}  # by offset, the newest version that was promised
     for cut in range(len(recording) + 1):
-        due = [promise for promise in promises if promise.since <= cut]
-        if not due:
-            continue
-        for outcome in range(1 + OUTCOMES):
+        while made and made[0].since <= cut:
+            promise = made.pop(0)
+            due[promise.offset] = max(promise.version, due.get(promise.offset, 0))
+        for outcome in range(1 + OUTCOMES if due else 0):
             disk = after(recording[:cut], size, draw if outcome else None)
-            for promise in due:
-                found = min(versions(bytes(disk[promise.offset : promise.offset + block])))
-                if found < promise.version:
-                    yield f"cut {cut}, outcome {outcome}: version {found} at {promise.offset}, not {promise.version}"
+            for offset, version in due.items():
+                found = min(versions(bytes(disk[offset : offset + block])))
+                if found < version:
+                    yield f"cut {cut}, outcome {outcome}: version {found} at {offset}, not {version}"
 
 
 def after(recording: Sequence[Entry], size: int, draw: random.Random | None) -> bytearray:

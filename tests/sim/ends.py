@@ -8,6 +8,7 @@ import ctypes
 import errno
 from typing import Any
 
+from common.wire import Identity
 from gadget.usb.aio import Command
 from gadget.usb.functionfs import EventType, FfsEvent
 from gadget.usb.kept import ENDPOINT_NAMES, Peer
@@ -94,7 +95,7 @@ class Ep0:
         self._process.on_death.append(lambda: self._function.release(self._process))
 
     @staticmethod
-    def open(mount_point: object) -> "Ep0":
+    def open(mount_point: object, identity: Identity) -> "Ep0":
         function = Function(_here().link)
         _here().mounted = function
         return Ep0(function.fds["ep0"])
@@ -147,7 +148,7 @@ class Ep0:
 class GadgetTree:
     """gadget.usb.configfs.GadgetTree."""
 
-    udc = "sim"
+    udc, identity = "sim", Identity.SMOO
 
     def __init__(self) -> None:
         self._run = _here()

@@ -57,7 +57,7 @@ class SimSource(Source):
         self._count("DISCARD")
         self.disk.bytes[offset : offset + size_bytes] = bytes(size_bytes)
 
-    def _write_zeroes(self, offset: int, size_bytes: int) -> None:
+    def _write_zeroes(self, offset: int, size_bytes: int, unmap: bool) -> None:
         self._count("WRITE_ZEROES")
         self.disk.bytes[offset : offset + size_bytes] = bytes(size_bytes)
 

@@ -96,10 +96,11 @@ def test_a_usb_id_is_hex_with_its_mark(text: str, capsys: pytest.CaptureFixture[
 
 
 def test_what_gadget_up_is_asked_reaches_the_roles() -> None:
-    options = ["--serial", "s 1", "--vid", "0x18d1", "--pid", "0xffff", "--queue-depth", "8", "--max-io", "64K"]
-    parsed = parse(["gadget", "up", *options])
-    wish = gadget.Wish(parsed.udc, parsed.serial, parsed.vid, parsed.pid, parsed.queue_depth, parsed.max_io)
-    assert wish.usb_args("udc0") == {"udc": "udc0", "serial": "s 1", "vendor_id": 0x18D1, "product_id": 0xFFFF}
+    options = ["--serial", "s 1", "--vid", "0x18d1", "--pid", "0xffff", "--identity", "fastboot"]
+    o = parse(["gadget", "up", *options, "--queue-depth", "8", "--max-io", "64K"])
+    wish = gadget.Wish(o.udc, o.serial, o.vid, o.pid, o.identity, o.queue_depth, o.max_io)
+    ids = {"vendor_id": 0x18D1, "product_id": 0xFFFF, "identity": "fastboot"}
+    assert wish.usb_args("udc0") == {"udc": "udc0", "serial": "s 1", **ids}
     assert wish.session_args() == {"queue_depth": 8, "max_io_bytes": 65536}
 
 

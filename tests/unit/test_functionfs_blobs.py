@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import limits
+from common.wire import Identity
 from gadget.usb.endpoint import pieces
 from gadget.usb.functionfs import ENDPOINTS, EventType, descriptors, strings
 from gadget.usb.transport import PACKET_BYTES
@@ -24,9 +25,9 @@ class Seen:
     companions: list[tuple[int, int, int]]  # bMaxBurst, bmAttributes, wBytesPerInterval
 
 
-def speeds() -> list[Seen]:
+def speeds(identity: Identity = Identity.SMOO) -> list[Seen]:
     """Walk the blob by bLength and bDescriptorType only, as f_fs does."""
-    blob = descriptors()
+    blob = descriptors(identity)
     counts = struct.unpack_from("<III", blob, 12)
     place, seen = 24, []
     for count in counts:
@@ -62,6 +63,11 @@ def test_every_speed_has_smoos_interface_and_its_four_endpoints_in_order() -> No
         (True, 2),
         (False, 2),
     ]
+
+
+def test_a_gadget_that_poses_as_fastboot_differs_in_nothing_else() -> None:
+    assert speeds(Identity.FASTBOOT)[1].interface == bytes.fromhex("09 04 00 00 04 ff 42 03 01")
+    assert descriptors(Identity.FASTBOOT).replace(b"\xff\x42\x03", b"\xff\x53\x4d") == descriptors()
 
 
 @pytest.mark.parametrize(("index", "name"), list(enumerate(["full-speed", "high-speed", "super-speed"])))

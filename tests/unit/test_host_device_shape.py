@@ -1,5 +1,7 @@
 """What a device must look like to be taken for a gadget: its descriptors come from whoever was plugged in."""
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import pytest
 
 from common.errors import WireError
+from common.wire import Control, Ident, Identity
+from common.wire_v1 import ControlV1
 from host.usb import device as module
 from host.usb.device import Pipe
 
@@ -98,3 +102,63 @@ def test_another_class_is_no_gadget(plugged: Any) -> None:
     plugged(GOOD, (0x08, 0x06, 0x50))
     with pytest.raises(WireError, match="no interface FF/53/4D"):
         module._describe(1, 2)
+
+
+# -- an interface that poses as fastboot -----------------------------------------------------------------------------
+FASTBOOT = (0xFF, 0x42, 0x03)
+
+
+def test_a_fastboot_with_our_four_endpoints_may_be_a_gadget(plugged: Any) -> None:
+    plugged(GOOD, FASTBOOT)
+    place = module._describe(1, 2)
+    assert (place.identity, place.endpoints[Pipe.PAYLOADS_OUT]) == (Identity.FASTBOOT, 0x04)
+
+
+@pytest.mark.parametrize("endpoints", [GOOD[2:], GOOD[:3], (*GOOD, (0x85, BULK)), ()])
+def test_a_fastboot_with_other_endpoints_is_somebody_elses(plugged: Any, endpoints: Any) -> None:
+    backend = plugged(endpoints, FASTBOOT)
+    with pytest.raises(WireError, match="nor one that poses as fastboot"):
+        module._describe(1, 2)
+    assert backend.closed == 1
+
+
+class Claimed:
+    """Usbfs of a device that answers IDENT in its way, and writes down what it is asked."""
+
+    def __init__(self, ident: bytes | int) -> None:
+        self.ident, self.asked, self.closed = ident, list[int](), False
+
+    def control(self, kind: int, request: int, interface: int, data: int, timeout_ms: int) -> bytes:
+        self.asked.append(request)
+        if request != Control.IDENT:
+            raise OSError(errno.EPIPE, "stalled")
+        if isinstance(self.ident, int):
+            raise OSError(self.ident, os.strerror(self.ident))
+        return self.ident
+
+    def claim(self, interface: int) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("ident", "why"), [(errno.EPIPE, "knows no IDENT"), (b"FASTBOOT", "not a smoo gadget")])
+def test_a_fastboot_that_is_none_of_ours_is_asked_for_ident_and_nothing_else_then_let_go(
+    plugged: Any, monkeypatch: pytest.MonkeyPatch, ident: bytes | int, why: str
+) -> None:
+    plugged(GOOD, FASTBOOT)
+    device = Claimed(ident)
+    monkeypatch.setattr(module, "UsbFs", lambda bus, address: device)
+    with pytest.raises(WireError, match=why):
+        module.Device(1, 2, reset=True)
+    assert device.asked == [Control.IDENT] and device.closed
+
+
+def test_a_gadget_that_poses_as_fastboot_is_told_by_ident_and_then_like_any_other(
+    plugged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugged(GOOD, FASTBOOT)
+    device = Claimed(Ident().encode())
+    monkeypatch.setattr(module, "UsbFs", lambda bus, address: device)
+    assert module.Device(1, 2, reset=False).version == 0
+    assert device.asked == [Control.IDENT, ControlV1.HELLO]

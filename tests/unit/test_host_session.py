@@ -173,6 +173,26 @@ def test_only_interfaces_of_smoo_s_class_are_gadgets(tmp_path: Path) -> None:
     assert find(None, tmp_path) == [Gadget(2, 4, "", "high"), Gadget(2, 5, "one", "high")]
 
 
+def shaped(root: Path, name: str, *endpoints: tuple[str, str]) -> None:
+    """A device that calls itself fastboot, with these endpoints as sysfs shows them."""
+    device(root, name, int(name[-1]), name, ("ff", "42", "03"))
+    for number, (direction, kind) in enumerate(endpoints, 1):
+        place = root / f"{name}:1.0" / f"ep_{number | (0x80 if direction == 'in' else 0):02x}"
+        place.mkdir()
+        (place / "direction").write_text(direction + "\n")
+        (place / "type").write_text(kind + "\n")
+
+
+def test_a_fastboot_is_looked_at_only_if_its_endpoints_are_our_four(tmp_path: Path) -> None:
+    """A phone in its boot loader has two of bulk, and is never opened."""
+    bulk, interrupt = [("in", "Bulk"), ("out", "Bulk")], [("out", "Interrupt"), ("in", "Interrupt")]
+    shaped(tmp_path, "2-1", *bulk)
+    shaped(tmp_path, "2-2", *interrupt, *bulk)
+    shaped(tmp_path, "2-3", *interrupt, *bulk, ("in", "Isoc"))
+    shaped(tmp_path, "2-4", *bulk, *bulk)
+    assert [gadget.serial for gadget in find(None, tmp_path)] == ["2-2"]
+
+
 def test_a_serial_number_cannot_write_on_a_terminal(tmp_path: Path) -> None:
     device(tmp_path, "2-1", 5, "one\x1b[2J\nreplug: all is well", SMOO)
     assert [gadget.serial for gadget in find(None, tmp_path)] == ["one?[2J?replug: all is well"]

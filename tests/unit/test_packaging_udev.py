@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from common.wire import INTERFACE_CLASS, INTERFACE_PROTOCOL, INTERFACE_SUBCLASS
+import pytest
+
+from common.wire import Identity
 
 RULES = Path(__file__).parents[2] / "packaging/udev/70-replug.rules"
 _PAIR = re.compile(r'([A-Z]+(?:\{[A-Za-z_]+\})?)\s*(==|!=|\+=|=)\s*"([^"]*)"')
@@ -23,8 +25,9 @@ def test_every_line_is_made_of_known_matches_and_assignments() -> None:
             assert key.partition("{")[0] in (_MATCHES if operator in ("==", "!=") else _ASSIGNS), line
 
 
-def test_the_interface_is_the_one_of_the_wire() -> None:
-    kind = f"*:{INTERFACE_CLASS:02x}{INTERFACE_SUBCLASS:02x}{INTERFACE_PROTOCOL:02x}:*"
+@pytest.mark.parametrize("identity", Identity)
+def test_the_interface_is_one_of_the_wire(identity: Identity) -> None:
+    kind = "*:{:02x}{:02x}{:02x}:*".format(*identity.value)
     assert ("ENV{ID_USB_INTERFACES}", "==", kind) in [pair for line in rules() for pair in line]
 
 
@@ -39,5 +42,5 @@ def test_every_goto_has_its_label() -> None:
 
 def test_a_gadget_is_opened_by_plugdev_and_by_nobody_else() -> None:
     granting = [line for line in rules() if any(key == "MODE" for key, _, _ in line)]
-    assert granting[0][1:4] == [("MODE", "=", "0660"), ("GROUP", "=", "plugdev"), ("TAG", "+=", "uaccess")]
-    assert len(granting) == 1
+    granted = [("MODE", "=", "0660"), ("GROUP", "=", "plugdev"), ("TAG", "+=", "uaccess")]
+    assert [line[1:4] for line in granting] == [granted] * len(Identity)

@@ -26,12 +26,13 @@ class Wish:
     serial: str | None = None
     vendor_id: int | None = None
     product_id: int | None = None
+    identity: str | None = None
     queue_depth: int | None = None
     max_io_bytes: int | None = None
     metrics: str | None = None
 
     def usb_args(self, controller: str) -> dict[str, Any]:
-        fields = {"vendor_id": self.vendor_id, "product_id": self.product_id}
+        fields = {"vendor_id": self.vendor_id, "product_id": self.product_id, "identity": self.identity}
         serial = self.serial if self.serial is not None else machine_serial()
         return {"udc": controller, "serial": serial} | {k: v for k, v in fields.items() if v is not None}
 

@@ -16,6 +16,7 @@ _ROLE_COMMANDS = {
     "kill": "SIGKILL a role; its successor starts",
 }
 _LEVELS = ("trace", "debug", "info", "warning", "error")
+IDENTITIES = ("smoo", "fastboot")  # common.wire.Identity
 DELEGATED = ("vm", "demo")  # they read their own arguments
 
 
@@ -121,6 +122,7 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vid", type=of.usb_id, metavar="ID", help="USB vendor id (default: 0x1d6b)")
     parser.add_argument("--pid", type=of.usb_id, metavar="ID", help="USB product id (default: 0x0104)")
+    parser.add_argument("--identity", choices=IDENTITIES, help="what its interface poses as (default: smoo)")
     parser.add_argument("--queue-depth", type=of.queue_depth, metavar="N", help="tags of each ublk queue")
     parser.add_argument("--max-io", type=of.max_io, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
     _metrics_port(parser)
