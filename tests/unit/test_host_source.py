@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import Exit, Refused, WireError
 from common.wire import ExportRecord, Op
+from common.wire_v1 import RequestFlag
 from host.source.core import Action, Complete, Job, SourceCore, Unmap
 from host.source.executor import Executor
 from host.source.file import open_path
@@ -412,3 +413,21 @@ def test_write_zeroes_zeroes_exactly_its_blocks(opened: Executor, image: Path) -
     expected = bytearray(b"\xff" * SIZE)
     expected[3 * BLOCK : 5 * BLOCK] = bytes(2 * BLOCK)
     assert image.read_bytes() == expected
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+def test_zeroes_give_space_back_where_they_may_and_only_there(image: Path, unmap: bool) -> None:
+    """A v1 gadget says NO_UNMAP when its block layer did (blkdev_issue_zeroout with BLKDEV_ZERO_NOUNMAP)."""
+    image.write_bytes(b"x" * SIZE)
+    source = open_path(image, read_only=False)
+    before = image.stat().st_blocks
+    source.write_zeroes(0, SIZE // 2, unmap)
+    source.close()
+    assert image.read_bytes() == bytes(SIZE // 2) + b"x" * (SIZE - SIZE // 2)
+    assert (image.stat().st_blocks < before) is unmap
+
+
+@pytest.mark.parametrize(("flags", "unmap"), [(0, True), (int(RequestFlag.NO_UNMAP), False)])
+def test_no_unmap_reaches_the_source(flags: int, unmap: bool) -> None:
+    [zeroes] = jobs(core().requests([[1, int(Op.WRITE_ZEROES), 0, 0, 1, flags]]))
+    assert zeroes.unmap is unmap
