@@ -114,13 +114,15 @@ ELSEWHERE = {
         "tests/system/test_several.py", "farm", ("gadget", "up", "--instance")
     ),
     "sudo replug gadget up --instance b --udc fe990000.usb": Elsewhere(
-        "tests/system/test_several.py", "farm", ("--udc", "--serial")
+        "tests/system/test_several.py", "farm", ("gadget", "up", "--instance")
     ),
     "sudo replug gadget up --identity fastboot --vid 0x18d1 --pid 0xd00d": Elsewhere(
-        "tests/system/test_identity.py", "gadget", ("gadget", "up", "--identity", "fastboot")
+        "tests/system/test_identity.py",
+        "test_a_gadget_that_poses_as_fastboot_is_found_served_and_healed",
+        ("gadget", "up", "--identity", "fastboot"),
     ),
     "replug status --instance board1": Elsewhere(
-        "tests/system/test_several.py", "test_status_of_each_is_json", ("status", "--json", "--instance")
+        "tests/system/test_several.py", "test_status_of_one_is_json", ("status", "--json", "--instance")
     ),
     "sudo replug top": Elsewhere("tests/unit/test_top_screen.py", "__init__", ("tools.cli top",)),
     "replug top": Elsewhere("tests/unit/test_top_screen.py", "__init__", ("tools.cli top",)),

@@ -22,8 +22,16 @@ exec 3>run/orders
 read answer <run/answers
 mount -n -t tmpfs new new; mkdir new/run new/proc
 touch new/this-is-the-new-one
-mount -n --move run new/run; mount -n --move proc new/proc; cd new; mount -n --move . /; echo >&3
+cd new; {python} -c "$MOVES"; echo >&3
 wait'
+"""
+# By the system call: mount(8) wants /proc to know what it does.
+_MOVES = """\
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for source, target in ((b"/run", b"run"), (b"/proc", b"proc"), (b".", b"/")):
+    if libc.mount(source, target, None, 0x2000, None):  # MS_MOVE
+        raise OSError(ctypes.get_errno(), f"{source!r} to {target!r}")
 """
 _PROGRAM = """\
 import os, sys, threading, time
@@ -51,7 +59,7 @@ def switched(tmp_path: Path) -> str:
     script = _SWITCH.format(more=more, python=sys.executable)
     own = [] if os.geteuid() == 0 else ["-r"]
     command = ["unshare", *own, "--mount", "--propagation", "private", "bash", "-c", script, "switch", str(tmp_path)]
-    environment = {**os.environ, "PROGRAM": _PROGRAM, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PROGRAM": _PROGRAM, "MOVES": _MOVES, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
