@@ -324,34 +324,7 @@ def test_every_file_of_a_running_side_is_in_the_reference(machines: Machines) ->
             assert below or any(form.fullmatch(name) for form in known), f"{name} is not in docs/reference/files.md"
 
 
-@pytest.mark.parametrize("command", RUN)
-def test_a_command_that_ends_does_what_the_document_says(machines: Machines, command: str) -> None:
-    if command.startswith("mkfs"):
-        (machines.work / "disk.img").write_bytes(bytes(64 << 20))
-    with parked(machines) if "export fail" in command or "export resume" in command else nullcontext():
-        if "export resume" in command:
-            assert machines.run("replug export fail rootfs", GADGET).wait(50) == 0
-        process = machines.run(command, RUN[command])
-        output, _ = process.communicate(timeout=50)
-        assert process.returncode in EXITS.get(command, {0}), output
-        assert "Traceback" not in output and "usage:" not in output, output
-    if "export fail" in command:
-        assert machines.run("replug export resume rootfs", GADGET).wait(50) == 0
-    if RUN[command] == GADGET:
-        await_(lambda: look(Runtime(Side.GADGET))["state"] == "healthy", "the side to be as it was")
-
-
-@contextmanager
-def parked(machines: Machines) -> Iterator[None]:
-    """The cable is out: the export waits, and the operator may decide."""
-    call("plug", False)
-    try:
-        await_(lambda: look(Runtime(Side.GADGET))["exports"][0]["state"] == "parked", "the export to be parked")
-        yield
-    finally:
-        call("plug", True)
-
-
+# Before those that end: one of them ejects every disk, and then nothing is left to be followed.
 @pytest.mark.parametrize("command", ENDLESS)
 def test_a_command_that_goes_on_ends_at_ctrl_c(machines: Machines, command: str, tmp_path: Path) -> None:
     machine, words = ENDLESS[command]
@@ -382,6 +355,34 @@ def read_something() -> None:
     disk = ModelDisk(Path(look(Runtime(Side.GADGET))["exports"][0]["device"]))
     disk.read(memoryview(bytearray(4096)), 0)
     disk.close()
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_that_ends_does_what_the_document_says(machines: Machines, command: str) -> None:
+    if command.startswith("mkfs"):
+        (machines.work / "disk.img").write_bytes(bytes(64 << 20))
+    with parked(machines) if "export fail" in command or "export resume" in command else nullcontext():
+        if "export resume" in command:
+            assert machines.run("replug export fail rootfs", GADGET).wait(50) == 0
+        process = machines.run(command, RUN[command])
+        output, _ = process.communicate(timeout=50)
+        assert process.returncode in EXITS.get(command, {0}), output
+        assert "Traceback" not in output and "usage:" not in output, output
+    if "export fail" in command:
+        assert machines.run("replug export resume rootfs", GADGET).wait(50) == 0
+    if RUN[command] == GADGET:
+        await_(lambda: look(Runtime(Side.GADGET))["state"] == "healthy", "the side to be as it was")
+
+
+@contextmanager
+def parked(machines: Machines) -> Iterator[None]:
+    """The cable is out: the export waits, and the operator may decide."""
+    call("plug", False)
+    try:
+        await_(lambda: look(Runtime(Side.GADGET))["exports"][0]["state"] == "parked", "the export to be parked")
+        yield
+    finally:
+        call("plug", True)
 
 
 def _clear(machines: Machines) -> None:

@@ -220,7 +220,7 @@ def test_a_role_that_does_not_die_is_stuck_and_its_disk_says_so(side: Side, role
         told = row(document, role)
         assert told["pid"] == record.pid, "nothing is started in its place"
         hit = document["exports"][0]
-        assert hit["state"] == "recovering" and hit["reason"].startswith(f"{role} is stuck since "), hit
+        assert hit["state"] == "parked" and hit["reason"].startswith(f"{role} is stuck since "), hit
     await_(lambda: row(look(runtime), role).get("state") == "running", f"a successor of {role}")
 
 
