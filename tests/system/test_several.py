@@ -26,7 +26,7 @@ from tools.demo.inside import DEADLINE_S, REPLUG, _see_nothing_left, replug, wai
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(len(udc.controllers()) < 3, reason="wants three controllers: `make system` has a guest with them"),
+    pytest.mark.skipif(len(udc.controllers()) < 3, reason="wants three controllers: see `make system`"),
 ]
 SIZE = 1 << 20
 ASKED = {
