@@ -143,10 +143,12 @@ def start_ticks(pid: int) -> int | None:
 
 
 def _has_living_threads(pid: int) -> bool:
-    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # ended between the two looks
-            if thread.read_text().rpartition(")")[2].split()[0] not in "ZX":
-                return True
+    with contextlib.suppress(OSError):  # the last of it has ended since
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # ended between the two looks: ENOENT, or ESRCH from an open file
+                stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] not in "ZX":
+                    return True
     return False
 
 

@@ -229,3 +229,24 @@ def test_beats_of_all_loops_come_at_the_same_moments() -> None:
     for head_start_s in (0.03, 0.08, 0.13, 0.18):
         # A busy machine makes some of them late, but never early, and not all of them.
         assert min(moment % interval_s for moment in beats_of(head_start_s, interval_s)) < 0.04
+
+
+def test_threads_that_end_between_two_looks_leave_a_dead_process_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen at `gadget down` of 32 exports: ESRCH from the stat of a thread that had just gone."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie
+    real = Path.read_text
+
+    def gone(path: Path) -> str:
+        if "/task/" in str(path):
+            raise ProcessLookupError(3, "No such process")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    monkeypatch.setattr(Path, "exists", lambda path: bool(gone(path)))  # what a glob asks
+    try:
+        assert runtime.start_ticks(pid) is None
+    finally:
+        os.waitpid(pid, 0)
