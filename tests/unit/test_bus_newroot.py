@@ -17,6 +17,7 @@ mount -n -t tmpfs run run; mkdir run/replug; mkfifo run/orders run/answers
 mount --rbind /proc proc
 mount -n --move . /
 exec chroot . /bin/sh -ec '
+cd / # whatever this directory was called in the world outside, which may be there too
 {python} -c "$PROGRAM" <run/orders &
 exec 3>run/orders
 read answer <run/answers
