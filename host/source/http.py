@@ -3,11 +3,13 @@
 Its validator (a strong ETag, else Last-Modified) is pinned at the first look and asked for with every range (If-Match,
 If-Unmodified-Since) and compared with every answer: a changed object is ESTALE, never a mix. Python's http.client does
 it in little code with what is installed anyway; one connection for each thread, a few retries, a small cache of pieces.
+Whose certificates are trusted is OpenSSL's to say: what the system has, or the file that SSL_CERT_FILE names.
 """
 
 import contextlib
 import errno
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -159,9 +161,13 @@ class HttpSource(Source):
             self._local.connection.request("GET", target, headers=headers)
             answer: HTTPResponse = self._local.connection.getresponse()
             return answer
-        except OSError as error:  # gaierror has numbers of its own, below 0
-            number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno
-            raise _Broken(number if number and number > 0 else errno.EIO, str(error)) from None
+        except ssl.SSLCertVerificationError as error:  # tried again it would be the same one
+            cure = "name the file of whoever signed it by SSL_CERT_FILE"
+            raise _fails(
+                errno.EACCES, f"{url}: its certificate is not trusted: {error.verify_message}: {cure}"
+            ) from None
+        except OSError as error:
+            raise _Broken(_number(error), str(error)) from None
 
     def _body(self, answer: HTTPResponse, size_bytes: int) -> bytes:
         if answer.getheader("Content-Encoding", "identity") != "identity":
@@ -169,7 +175,7 @@ class HttpSource(Source):
         try:
             data = answer.read(size_bytes + 1)  # never more, whatever the server means to send
         except OSError as error:
-            raise _Broken(error.errno or errno.ETIMEDOUT, str(error)) from None
+            raise _Broken(_number(error), str(error)) from None
         if len(data) != size_bytes:
             raise _Broken(errno.EIO, f"a body of {len(data)} bytes, not {size_bytes}")
         return data
@@ -181,6 +187,15 @@ class HttpSource(Source):
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.close()
+
+
+def _number(error: OSError) -> int:
+    """Its errno. Those of name resolution and TLS have numbers of their own."""
+    if isinstance(error, TimeoutError):
+        return errno.ETIMEDOUT
+    if isinstance(error, ssl.SSLError) or not error.errno or error.errno < 0:
+        return errno.EIO
+    return error.errno
 
 
 def _validator(answer: HTTPResponse, url: str) -> Validator:

@@ -8,6 +8,8 @@ The file: a head that never changes, a page with the boot id of the last host, t
 - After a power cut the page cache's order is gone, so the young map counts only under the boot id that wrote it. FLUSH
   notes the young map, syncs, and then copies it to the *old* map and syncs again: the old map never says "here" of a
   cluster that is not on the disk. What was never flushed is as it was below; a cluster already here may hold either.
+- The page of the old map that a FLUSH will write is reserved before a write that it covers is acknowledged: on a full
+  disk the write is ENOSPC, and no FLUSH, which would fail the export for good.
 - A discarded cluster is a hole in its place, and still here: zeroes, or after a cut what it was.
 - A byte is a map entry: a map page torn anywhere is a map with fewer entries. A new boot empties the young map, syncs,
   and then writes its boot id.
@@ -133,8 +135,11 @@ class OverlaySource(Source):
                 else:
                     self._store.write(self._data + cluster * CLUSTER, self._filled(cluster, start, part))
                 done += len(part)
+            pages = set(range(first // PAGE, (first + count - 1) // PAGE + 1))
+            for page in pages - self._changed:
+                self._store.reserve(self._old + page * PAGE, PAGE)
             # Before the map: a flush that sees no change must not have missed one.
-            self._changed.update(range(first // PAGE, (first + count - 1) // PAGE + 1))
+            self._changed |= pages
             self._store.write(self._young + first, b"\1" * count)
 
     def _filled(self, cluster: int, start: int, part: memoryview) -> memoryview:

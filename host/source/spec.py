@@ -52,7 +52,7 @@ OPTIONS: dict[Scheme, dict[str, str]] = {
 MEANINGS: dict[Scheme, str] = {
     Scheme.FILE: "an image file or a block device, read and written in place",
     Scheme.HTTP: "a file that a server has, read-only; the server must know ranges",
-    Scheme.HTTPS: "the same, encrypted",
+    Scheme.HTTPS: "the same, encrypted; trusted are the system's certificates, or the file in `SSL_CERT_FILE`",
     Scheme.FSSPEC: "an object of any store that fsspec knows, read-only",
     Scheme.RANDOM: "random bytes from a seed, the same ones each time, read-only",
     Scheme.OVERLAY: "another source, left as it is: what is written lies in a map file beside it",

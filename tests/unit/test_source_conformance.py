@@ -5,11 +5,13 @@ import importlib.util
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,17 +28,23 @@ ALL = (
     *("file", "file-ro", "random", "http", "overlay", "overlay-twice", "overlay-http", "fault", "fault-http"),
     pytest.param("fsspec", marks=_MARK),
     pytest.param("overlay-fsspec", marks=_MARK),
+    pytest.param("https", marks=pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl for a certificate")),
+    "device",
 )
 Open = Callable[[str], Source]
 WEB: list[Server] = []
+LOOPS: dict[Path, str] = {}  # by their images
 
 
 def text_of(kind: str, where: Path) -> str:
     image = where / "image"
     if not image.exists():
         image.write_bytes(random.Random(1).randbytes(SIZE))
+    if kind == "device":
+        return LOOPS.get(image) or LOOPS.setdefault(image, loop_of(image))
     return {
         "file": f"{image}",
+        "https": WEB[-1].url,
         "file-ro": f"file:{image}?ro",
         "random": "random:seed?size=1M",
         "http": WEB[0].url,
@@ -50,19 +58,36 @@ def text_of(kind: str, where: Path) -> str:
     }[kind]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def web() -> Iterator[None]:
-    """A web server with an object of the same size; WEB names it."""
-    server = Server()
-    server.bytes = random.Random(1).randbytes(SIZE)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    WEB.append(server)
+def loop_of(image: Path) -> str:
+    made = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
+    return made.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def loops() -> Iterator[None]:
+    """Those that a test has made end with it."""
     yield
+    while LOOPS:
+        subprocess.run(["losetup", "-d", LOOPS.popitem()[1]], check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Web servers with an object of the same size, the second one by TLS where it can be; WEB names them."""
+    WEB.extend((Server(), Server()))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        if shutil.which("openssl"):
+            patch.setenv("SSL_CERT_FILE", str(WEB[1].secure(tmp_path_factory.mktemp("tls"))))
+        for server in WEB:
+            server.bytes = random.Random(1).randbytes(SIZE)
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            for end in (server.server_close, thread.join, server.shutdown):
+                stack.callback(end)
+        yield
     WEB.clear()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -261,6 +286,42 @@ def test_a_full_disk_is_told_exactly_and_reads_go_on(
     assert read(source, 4096, 4096) == bytes(4096)
 
 
+def test_an_overlay_on_a_full_tmpfs_loses_nothing_and_its_flush_does_not_fail(opened: Open, tmp_path: Path) -> None:
+    """Its map wants pages too. A FLUSH that failed for want of one would fail the export for good."""
+    small = tmp_path / "small"
+    small.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.strip()}")
+    text, written = f"overlay:{small}/map?over=random:7?size=1M", 0
+    try:
+        source = open_source(parse(text), False)
+        model = bytearray(read(source))
+
+        def fill() -> None:
+            nonlocal written
+            for start in range(0, SIZE, 4096):
+                source.write(start, memoryview(bytes([1 + start // 4096 % 250]) * 4096))
+                model[start : start + 4096] = bytes([1 + start // 4096 % 250]) * 4096
+                written += 4096
+
+        assert error_of(fill) == errno.ENOSPC
+        assert 32768 <= written < 65536
+        source.flush()
+        assert read(source) == model
+        source.close()
+        source = open_source(parse(text), False)
+        assert read(source) == model
+        subprocess.run(["mount", "-o", "remount,size=2m", small], check=True)
+        source.write(written, memoryview(b"more" * 1024))
+        model[written : written + 4096] = b"more" * 1024
+        source.flush()
+        assert read(source) == model
+        source.close()
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
 @pytest.mark.parametrize("kind", ["file", "overlay"])
 def test_the_kernels_own_limit_of_a_file_is_told_as_efbig(kind: str, opened: Open, tmp_path: Path) -> None:
     source = opened(text_of(kind, tmp_path))
@@ -306,18 +367,9 @@ def test_a_torn_write_has_done_its_first_half_and_a_short_read_has_it(opened: Op
 
 
 # -- a block device --------------------------------------------------------------------------------------------------
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "image").write_bytes(random.Random(1).randbytes(SIZE))
-    made = subprocess.run(["losetup", "-f", "--show", tmp_path / "image"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
-    yield Path(made.stdout.strip())
-    subprocess.run(["losetup", "-d", made.stdout.strip()], check=True)
-
-
-def test_a_block_device_is_zeroed_and_discarded_exactly_and_held_by_one(loop: Path, opened: Open) -> None:
-    source = opened(str(loop))
+def test_a_block_device_is_zeroed_and_discarded_exactly_and_held_by_one(opened: Open, tmp_path: Path) -> None:
+    loop = text_of("device", tmp_path)
+    source = opened(loop)
     model = bytearray(read(source))
     assert (source.geometry.size_bytes, source.geometry.block_size) == (SIZE, 512)
     source.write(512, memoryview(b"w" * 1024))
@@ -329,6 +381,6 @@ def test_a_block_device_is_zeroed_and_discarded_exactly_and_held_by_one(loop: Pa
         source.discard(65536, 65536)
         found = read(source)
         assert found[:65536] + found[131072:] == model[:65536] + model[131072:]
-    assert error_of(lambda: open_source(parse(str(loop)), False)) == errno.EBUSY
+    assert error_of(lambda: open_source(parse(loop), False)) == errno.EBUSY
     source.close()
     source.close = lambda: None  # type: ignore[method-assign]

@@ -3,11 +3,15 @@
 import errno
 import os
 import random
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +31,25 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bytes, self.etag, self.mood, self.ill, self.asked = BYTES, '"one"', "", 0, 0
-        self.heeds_conditions = True
+        self.heeds_conditions, self.scheme = True, "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/image"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}/image"
+
+    def secure(self, where: Path) -> Path:
+        """From now on by TLS; returns the file of the certificate that it has signed itself."""
+        certificate, key = where / "server.pem", where / "server.key"
+        what = ["-subj", "/CN=replug test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", *what]
+        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self.socket, self.scheme = context.wrap_socket(self.socket, server_side=True), "https"
+        return certificate
+
+    def handle_error(self, *_: object) -> None:
+        """A client that does not trust us hangs up; that is no news."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -200,3 +218,39 @@ def test_nobody_at_the_address_is_its_errno() -> None:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):
             HttpSource(f"http://127.0.0.1:{unused.getsockname()[1]}/", sleep=lambda _: None)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate with")
+def test_https_trusts_what_ssl_cert_file_names_and_nobody_else(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    certificate = server.secure(tmp_path)
+    with pytest.raises(OSError, match=f"{server.url}: its certificate is not trusted: .*SSL_CERT_FILE") as raised:
+        HttpSource(server.url, sleep=lambda _: pytest.fail("tried again"))
+    assert raised.value.errno == errno.EACCES and server.asked == 0
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    source = opened(server)
+    assert read(source, 0, SIZE) == BYTES
+    source.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate with")
+@pytest.mark.parametrize(("mood", "number"), [("short", errno.EIO), ("404", errno.ENOENT)])
+def test_https_tells_the_errnos_that_http_tells(
+    server: Server, mood: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.secure(tmp_path)))
+    source = opened(server)
+    server.mood, server.ill = mood, 1000
+    with pytest.raises(OSError) as raised:
+        read(source, 0, 4096)
+    assert raised.value.errno == number
+    source.close()
+
+
+def test_a_server_that_speaks_no_tls_is_eio(server: Server) -> None:
+    """The numbers of TLS are no errnos: its 1 would be EPERM."""
+    with pytest.raises(OSError) as raised:
+        HttpSource(server.url.replace("http:", "https:"), sleep=lambda _: None)
+    assert raised.value.errno == errno.EIO

@@ -37,6 +37,9 @@ class Recorder:
     def zero(self, offset: int, size_bytes: int) -> None:
         self.write(offset, bytes(size_bytes))
 
+    def reserve(self, offset: int, size_bytes: int) -> None:
+        pass
+
     def sync(self) -> None:
         self.log.append(None)
 
