@@ -8,6 +8,8 @@ inside: it leaves its reason in the runtime directory and exits, and the watchdo
 import os
 import signal
 import socket
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -218,6 +220,7 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
     """Be this role until it ends; never returns. Called in a fresh child that holds no ring, context or thread."""
     status: int
     try:
+        _end_with_threads(birth)
         if birth.urgent:
             _go_first(limits.NEWBORN_NICE)
         trace.arm(birth.args.get("trace"))  # tests only: no plan of ours has it
@@ -225,18 +228,44 @@ def live(birth: Birth, start: Callable[[Role], None]) -> NoReturn:
         role = Role(birth)
         start(role)
         status = role.loop.run()
-    except Refused as error:
-        write_reason(birth.runtime, birth.role, str(error))
-        status = RoleExit.NEVER
-    except (Gone, ReplugError, OSError) as error:
-        write_reason(birth.runtime, birth.role, f"{type(error).__name__}: {error}")
-        _log_where(birth, error)
-        status = RoleExit.RESTART
     except BaseException as error:  # the last catcher of the process: the reason must be told before it is gone
-        write_reason(birth.runtime, birth.role, f"fault in {birth.role}: {type(error).__name__}: {error}")
-        _log_where(birth, error)
-        status = RoleExit.RESTART
+        status = _last_words(birth, error)
     os._exit(status)  # a thread blocked in a USB transfer cannot be joined
+
+
+def _last_words(birth: Birth, error: BaseException) -> RoleExit:
+    """Leave the reason and where it happened; returns how to end."""
+    known = isinstance(error, (Gone, ReplugError, OSError))
+    if isinstance(error, Refused):
+        write_reason(birth.runtime, birth.role, str(error))
+        return RoleExit.NEVER
+    named = f"{type(error).__name__}: {error}"
+    write_reason(birth.runtime, birth.role, named if known else f"fault in {birth.role}: {named}")
+    _log_where(birth, error)
+    return RoleExit.RESTART
+
+
+def _end_with_threads(birth: Birth) -> None:
+    """A thread that ends by an exception takes the role with it: what it did, nobody else does.
+
+    Python's own words at such an end, and those of a finaliser, show lines of the source: read from the very disk that
+    may wait for us.
+    """
+
+    def ended(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            status = RoleExit.RESTART
+            try:
+                status = _last_words(birth, args.exc_value)
+            finally:
+                os._exit(status)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if args.exc_value is not None:
+            _log_where(birth, args.exc_value)
+
+    threading.excepthook = ended
+    sys.unraisablehook = unraisable
 
 
 def _go_first(niceness: int) -> None:

@@ -1,11 +1,12 @@
 """A pytest over several guests: who runs which file, and that no count is lost."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from tools.vm.counts import Counts, count, failures, one_failure, read_durations, read_junit
-from tools.vm.parallel import files_of, missing_here, pytest_command, separate, split
+from tools.vm.parallel import Lane, files_of, missing_here, pytest_command, separate, split
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10">
 <testcase classname="tests.e2e.test_a" name="one" time="1.5"/>
@@ -102,3 +103,15 @@ def test_direct_run_needs_root_ublk_and_a_dummy_controller(tmp_path: Path) -> No
     assert missing_here(tmp_path, 0).startswith("no /sys/kernel/config/usb_gadget")
     (tmp_path / "sys/kernel/config/usb_gadget").mkdir(parents=True)
     assert missing_here(tmp_path, 0) == ""
+
+
+def test_a_guest_without_results_is_told_with_its_kernels_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lane = Lane(2, [], tmp_path)
+    lane.start([sys.executable, "-c", "raise SystemExit(137)"], tmp_path)
+    lane.console.write_text("boot\n" * 100 + "Out of memory: Killed process 77 (pytest)\n")
+    assert lane.finish() == Counts(failed=1)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "[2] no results: guest 2 ended with exit status 137"
+    assert told[-1] == "[2] Out of memory: Killed process 77 (pytest)" and len(told) < 50

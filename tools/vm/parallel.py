@@ -32,6 +32,8 @@ GUEST_OPTIONS = (
 )
 """Plugins of no use in a guest of its own; importing them costs 7 s there. Hypothesis itself still works."""
 
+CONSOLE_LINES = 40
+
 PYTEST_EXITS = (0, 1, 5)
 """All passed, some failed, none collected: a junit file tells these in full. Others are failures too."""
 
@@ -79,7 +81,7 @@ def in_guests(
         lanes = [Lane(number, share, where) for number, share in enumerate(shares, start=1)]
         try:
             for lane in lanes:
-                lane.start(options, machine, root)
+                lane.start(lane.command(options, machine), root)
             counts = [lane.finish() for lane in lanes]
         finally:
             for lane in lanes:
@@ -96,17 +98,21 @@ class Lane:
     def __init__(self, number: int, files: Sequence[str], results: Path) -> None:
         self.number, self.files, self.results = number, files, results
         self.junit = results / f"junit-{number}.xml"
+        self.console = results / f"console-{number}.txt"
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self, options: Sequence[str], machine: Sequence[str], root: Path) -> None:
-        """Start the guest; its junit file appears when its pytest ends."""
-        self.junit.unlink(missing_ok=True)
+    def command(self, options: Sequence[str], machine: Sequence[str]) -> list[str]:
+        """What runs our files in a guest with that machine's options, and that pytest's."""
         command = [sys.executable, "-m", "tools.vm", "run", *machine, "--share", str(self.results)]
-        command += ["--console", str(self.results / f"console-{self.number}.txt")]
+        command += ["--console", str(self.console)]
         command += ["--env", f"{LANE_MARK}=guest"]
         for directory in sorted({str(Path(file.split("::", 1)[0]).parent) for file in self.files}):
             command += ["--visible", directory]
-        command += ["--", *pytest_command([*GUEST_OPTIONS, *options], self.junit, self.files)]
+        return [*command, "--", *pytest_command([*GUEST_OPTIONS, *options], self.junit, self.files)]
+
+    def start(self, command: Sequence[str], root: Path) -> None:
+        """Start the guest; its junit file appears when its pytest ends."""
+        self.junit.unlink(missing_ok=True)
         self._child = subprocess.Popen(
             command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -121,6 +127,7 @@ class Lane:
         counts = count([self.junit])
         if not self.junit.exists():
             self._failed(self.junit, f"no results: guest {self.number} ended with exit status {exit_code}")
+            self._tell_console()
         elif exit_code not in PYTEST_EXITS:
             self._failed(self.junit.with_suffix(".exit.xml"), f"guest {self.number} ended with exit status {exit_code}")
             counts += Counts(failed=1)
@@ -139,6 +146,12 @@ class Lane:
     def _failed(self, junit: Path, reason: str) -> None:
         self._print(reason)
         junit.write_text(one_failure(reason))
+
+    def _tell_console(self) -> None:
+        """Why a pytest was killed (out of memory, say) only the guest's kernel knows."""
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.console.read_text(errors="replace").splitlines()[-CONSOLE_LINES:]:
+                self._print(line)
 
     def _print(self, line: str) -> None:
         with self._printing:
