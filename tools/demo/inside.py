@@ -38,18 +38,18 @@ def tell(kind: str, **fields: Any) -> None:
     print(json.dumps({"kind": kind, **fields}), flush=True)
 
 
-def wait_for(what: str, condition: Callable[[], Any], interval_s: float = 0.02) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], interval_s: float = 0.02, limit_s: float = DEADLINE_S) -> Any:
     """Poll (the kernel's files announce nothing) until `condition` is true; DemoFailed names what did not come.
 
     `interval_s` is longer where each look costs the processes that are looked at.
     """
-    end = time.monotonic() + DEADLINE_S
+    end = time.monotonic() + limit_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise DemoFailed(f"waited {DEADLINE_S:g} s for {what}")
+            raise DemoFailed(f"waited {limit_s:g} s for {what}")
         time.sleep(interval_s)
 
 
