@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 RESULTS := .setup/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test docs lint unit sim mutants coverage chaos chaos-cells chaos-native soak top e2e bench bench-check system newer boot deb rpm apk app vm-shell lock clean
+.PHONY: help setup demo try test docs lint unit sim explore mutants coverage chaos chaos-cells chaos-native soak top e2e bench bench-check system newer boot deb rpm apk app vm-shell lock clean
 .DELETE_ON_ERROR:
 
 help: ## this text
@@ -50,6 +50,10 @@ unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds o
 
 sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
 	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
+
+explore: setup ## every kill point of a small workload, alone and in pairs (hours; goes on where it was ended): KILLS=1 SLOW=WRITE WHO=any AT=57.1,203
+	@KILLS=$(KILLS) SLOW=$(SLOW) WHO=$(WHO) SHARE=$(SHARE) AT=$(AT) FAULT=$(FAULT) JOBS=$(JOBS) \
+		OUT=$(RESULTS)/explore/$(or $(KILLS),2)$(subst $() ,,$(foreach word,$(WHO) $(SLOW) $(FAULT),.$(word))).jsonl $(RUN) -m tests.sim.explore
 
 mutants: setup ## generated faults in the cores, each to be noticed by a test (hours; goes on where it was ended): ONLY=host.usb.core
 	@ONLY="$(ONLY)" JOBS=$(JOBS) SEEDS=$(SEEDS) $(RUN) -m tests.mutants

@@ -72,7 +72,7 @@ class Pipe:
         """One end has died. What had left it still arrives; the other end notices a little later."""
         world = dead.process.world
         theirs = self.to_dealer if dead is self.router else self.to_router
-        for _ in range(world.random.randint(0, len(theirs.transit))):
+        for _ in range(world.up_to(len(theirs.transit))):
             theirs.transit.pop()
         mine = self.to_router if dead is self.router else self.to_dealer
         mine.transit.clear()

@@ -11,6 +11,7 @@ from typing import Any
 from common import limits
 from host.source.core import Job
 from host.source.interface import Can, Geometry, Source
+from tests.sim.processes import JOB
 from tests.sim.world import World
 
 
@@ -23,6 +24,10 @@ class Disk:
         self.durable = bytes(size_bytes)
         # A disk that is slow at times: what was begun before a fault may land long after it.
         self.slow_share, self.slow_s = world.random.choice(((0.03, 20e-3), (0.2, 0.2), (0.1, 0.6)))
+
+    def longest_s(self, job: Job) -> float:
+        """It takes no longer."""
+        return self.slow_s if self.world.random.random() < self.slow_share else 1e-3
 
 
 class _NoMoreWork(BaseException):
@@ -102,16 +107,17 @@ class JobQueue:
             job = self._jobs.popleft()
             self.running += 1
             disk = self.work.__self__._executor.source.disk
-            most = disk.slow_s if world.random.random() < disk.slow_share else 1e-3
-            world.soon(lambda job=job: self._run(job), 20e-6, most)  # type: ignore[misc]
+            world.soon(lambda job=job: self._run(job), 20e-6, disk.longest_s(job))  # type: ignore[misc]
 
     def _run(self, job: Job) -> None:
         process, world = self._process, self._process.world
         if process.stopped:
             world.after(1e-3, lambda: self._run(job))
             return
+        if process.alive:
+            process.struck(JOB)
         if not process.alive:
-            if process.dead or world.random.random() < 0.5:
+            if process.dead or world.perhaps(0.5):
                 return  # it had not come so far
             world.counts["source job after kill"] += 1
         self.running -= 1

@@ -19,6 +19,14 @@ from bus.loop import Handler, Timer
 from common.errors import Refused
 from tests.sim.world import Killed, Waitable, World
 
+BETWEEN_EFFECTS = STEP, STEP_OVER, THREAD_BEGINS, THREAD_STEP, JOB = (
+    "a step",
+    "the end of a step",
+    "a thread's begin",
+    "a thread's step",
+    "a job",
+)
+
 
 class SimLoop:
     """bus.loop.Loop under virtual time: sources that are ready, then timers, then what `before_wait` asked for."""
@@ -60,9 +68,9 @@ class SimLoop:
         return found
 
     def after(self, delay_s: float, handler: Handler) -> Timer:
-        timer = Timer(self.now() + delay_s, next(self._order), handler)
+        due = self._world.after(delay_s, self._process.wake_now).due
+        timer = Timer(due, next(self._order), handler)
         heapq.heappush(self._timers, timer)
-        self._world.after(delay_s, self._process.wake_now)
         return timer
 
     def every(self, interval_s: float, handler: Handler) -> None:
@@ -136,11 +144,18 @@ class Process:
 
     def _step(self) -> None:
         self._step_planned = False
-        if self.stopped or not self.alive:
+        if self.stopped or not self.alive or self.struck(STEP):
             return
         more = self.do(self.loop.iterate)
-        if more:
+        if self.alive and not self.struck(STEP_OVER) and more:
             self.wake()
+
+    def struck(self, what: str) -> bool:
+        """Whether it is killed here, between two effects. If so it is dead now."""
+        if not self.world.dies(self, what):
+            return False
+        self.finish("killed")
+        return True
 
     def do(self, call: Callable[[], Any]) -> Any:
         """Run `call` as this process; what it raises is its death."""
@@ -166,6 +181,8 @@ class Process:
         if not self.alive:
             raise Killed
         self.effects += 1
+        if self.struck(what):
+            raise Killed
         if self.kill_in is not None:
             self.kill_in -= 1
             if self.kill_in <= 0:
@@ -245,7 +262,7 @@ class SimThread:
         return not self._ended
 
     def _begin(self) -> None:
-        if not self._process.alive:
+        if not self._process.alive or self._process.struck(THREAD_BEGINS):
             self._ended = True
             return
         self._started = True
@@ -281,6 +298,8 @@ class SimThread:
             return
         if not self._ready():
             self._process.world.after(500e-6, self.look)
+            return
+        if self._process.struck(THREAD_STEP):
             return
         self._ready = None
         self._enter()

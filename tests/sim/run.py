@@ -44,6 +44,11 @@ def here() -> "Run":
     return _runs[-1]
 
 
+def private_memory(fd: int, size_bytes: int) -> mmap.mmap:
+    """mmap.mmap of no file, but private: a fork of the run would write into shared pages of its parent's."""
+    return mmap.mmap(fd, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class SimLog:
     """common.log.Log into the trace."""
 
@@ -71,7 +76,7 @@ class SimArena:
         run.current_process.effect("arena create")
         for key in [k for k in run.arenas if k[:2] == (runtime.side, owner)]:
             del run.arenas[key]
-        memory = mmap.mmap(-1, size_bytes)
+        memory = private_memory(-1, size_bytes)
         run.world.memory.append(memory)
         run.arenas[runtime.side, owner, generation] = memory
         return SimArena(memory, generation)
@@ -165,9 +170,9 @@ class SimRole:
 class Run:
     """Both sides under `seed`. `execute` raises Violation."""
 
-    def __init__(self, seed: int, requests: int = 60, faults: int = FAULTS) -> None:
-        self.world = World(seed)
-        self.v0 = self.world.random.random() < 0.4
+    def __init__(self, seed: int, requests: int = 60, faults: int = FAULTS, world: World | None = None) -> None:
+        self.world = world or World(seed)
+        self.v0 = self.world.perhaps(0.4)
         self.hub, self.link = Hub(), Link(self.world, self.v0)
         self.driver = model_ublk.Driver(self.world)
         self.arenas: dict[tuple[str, str, int], mmap.mmap] = {}
@@ -223,7 +228,7 @@ class Run:
         if (side, role) not in self.wanted or (old is not None and not old.dead):
             return
         entry, args = self.wanted[side, role]
-        process = Process(self.world, side, role, self.world.new_generation())
+        process = Process(self.world, side, role, self.world.new_generation(side, role))
         self.processes[side, role] = process
         process.died = lambda why: self._again(side, role)
         process.on_death.append(lambda: self._count_death(process))
@@ -318,9 +323,15 @@ class Run:
                 self._until(lambda: not self._busy(), 30.0, "everything to be at rest", workload)
                 self._disks_are_as_read()
             finally:
-                for process in self.processes.values():
-                    process.alive = False
-                    process.threads_end()
+                self._end()
+
+    def all_live(self) -> bool:
+        return all(key in self.processes and self.processes[key].alive for key in self.wanted)
+
+    def _end(self) -> None:
+        for process in self.processes.values():
+            process.alive = False
+            process.threads_end()
 
     def _until(self, until: Callable[[], bool], limit_s: float, what: str, workload: Workload) -> None:
         if not self.world.run(until, limit_s):
@@ -401,6 +412,7 @@ def substituted(run: Run) -> Iterator[None]:
         (_QUEUE, "Control", model_ublk.Control),
         (_QUEUE, "QueueDevice", model_ublk.QueueDevice),
         (_QUEUE, "Arena", SimArena),
+        (_QUEUE, "time", SimpleNamespace(monotonic=lambda: run.world.now)),
         (_QUEUE, "threading", SimpleNamespace(Thread=SimThread)),
         ("gadget.session.role", "devices_of", run.devices_of),
         ("gadget.session.role", "remove_unfinished", lambda instance, known: []),  # no run loses who knows of them
@@ -434,6 +446,8 @@ def substituted(run: Run) -> Iterator[None]:
                 state=lambda name: "configured" if run.link.configured else "not attached",
             ),
         ),
+        ("gadget.usb.plane_v0", "mmap", SimpleNamespace(mmap=private_memory)),
+        ("gadget.usb.plane_v1", "mmap", SimpleNamespace(mmap=private_memory)),
         ("gadget.usb.endpoint", "os", SimpleNamespace(read=ends.halting_read)),
         (_HUSB, "Arena", SimArena),
         (_HUSB, "library", SimpleNamespace(require=lambda: None)),
@@ -448,6 +462,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.session.role", "load_served", lambda runtime, sources: Served(tuple(sources))),
         ("host.session.role", "load_ejection", lambda runtime: Ejection()),
         ("host.session.role", "boot_id", lambda: bytes(range(16))),
+        ("host.source.role", "time", SimpleNamespace(monotonic=lambda: run.world.now)),
         ("host.source.role", "Arena", SimArena),
         ("host.source.role", "Thread", model_source.WorkerThread),
         ("host.source.role", "SimpleQueue", model_source.JobQueue),

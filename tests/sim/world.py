@@ -72,12 +72,29 @@ class World:
     def new_number(self) -> int:
         return next(self._numbers)
 
-    def new_generation(self) -> int:
+    def new_generation(self, side: str, role: str) -> int:
         return next(self._generations) + 1_000_000
+
+    # -- what a run draws, and one that explores tries ---------------------------------------------------------------
+    def up_to(self, most: int) -> int:
+        return self.random.randint(0, most)
+
+    def perhaps(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def dies(self, process: "Process", what: str) -> bool:
+        """`process` is about to do `what`: is it killed here? Asked at each place; faults are planned otherwise."""
+        return False
+
+    def between(self) -> None:
+        """An event is due."""
 
     # -- time ----------------------------------------------------------------------------------------------------
     def after(self, delay_s: float, call: Callable[[], None]) -> Planned:
-        planned = Planned(self.now + delay_s, next(self._order), call)
+        return self.at(self.now + delay_s, call)
+
+    def at(self, due: float, call: Callable[[], None]) -> Planned:
+        planned = Planned(due, next(self._order), call)
         heapq.heappush(self._queue, planned)
         return planned
 
@@ -97,6 +114,7 @@ class World:
                 continue
             self.now = max(self.now, planned.due)
             self.steps += 1
+            self.between()
             planned.call()
             if self.violation is not None:
                 raise self.violation
