@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bus.control import ask
@@ -67,8 +68,13 @@ class Bench:
 
 
 @contextmanager
-def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]:
-    """Up, and at the end down. What this process calls the default place of a side is in between the bench's."""
+def bench(
+    files: list[Path], seed: int = 0, v0: bool = False, said: Mapping[Path, str] = MappingProxyType({})
+) -> Iterator[Bench]:
+    """Up, and at the end down. What this process calls the default place of a side is in between the bench's.
+
+    `said`: how `host serve` is told of a file, where that is more than its path (another source over it).
+    """
     with ExitStack() as stack:
         base = Path(tempfile.mkdtemp(prefix="rpn-"))
         stack.callback(shutil.rmtree, base, ignore_errors=True)
@@ -79,7 +85,7 @@ def bench(files: list[Path], seed: int = 0, v0: bool = False) -> Iterator[Bench]
         )
         stack.callback(_end, machine)
         await_(lambda: (base / wire.NAME).exists(), "the model process")
-        here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: native_host(files)})
+        here = Bench(base, {Side.GADGET: _native(gadget_plan("default", {}, {})), Side.HOST: native_host(files, said)})
         stack.callback(_see_nothing_left, here)
         stack.callback(_down)
         events.bring_up[:] = [here.bring_up]
@@ -109,9 +115,10 @@ def _put_in_place(stack: ExitStack, base: Path) -> None:
     wire.be_at(base)
 
 
-def native_host(files: list[Path]) -> Plan:
+def native_host(files: list[Path], said: Mapping[Path, str] = MappingProxyType({})) -> Plan:
     """As `host serve` plans it, for the files as they are now."""
-    exports = [source.role_args() for source in look_at([os.fspath(file) for file in files], None, False)]
+    words = [said.get(file, os.fspath(file)) for file in files]
+    exports = [source.role_args() for source in look_at(words, None, False)]
     return _native(host_plan("default", exports, {"gadget": None, "exports": exports}))
 
 
