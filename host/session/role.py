@@ -371,7 +371,10 @@ class Session:
                 "speed": self._gadget.speed if self._gadget and online else "",
                 "reason": "" if online else self._reason,
             },
-            "exports": [self._export_status(export, online) for export in self._exports],
+            "exports": [
+                {**self._export_status(export, online), "source": str(args.get("path", ""))}
+                for export, args in zip(self._exports, self._served.sources, strict=True)
+            ],
             "ejection_told": self._told,
             **self._refusals.status(),
             "removing": [export.name for export in self._served.gone],

@@ -175,16 +175,18 @@ NOT_RUN = {
             "replug host serve 'overlay:/var/lib/board1.map?over=fsspec:s3://images/rootfs.img'",
             "sudo lvcreate --snapshot --size 4G --name board1 vg0/rootfs",
             "sudo replug host serve board1=/dev/vg0/board1",
-            "sudo lvremove vg0/board1",
-            "sudo rbd map --options lock_on_read rbd/board1",
+            "sudo lvremove --yes vg0/board1",
+            "sudo rbd map --exclusive rbd/board1",
             "sudo replug host serve board1=/dev/rbd/rbd/board1",
             "sudo modprobe nbd",
             "sudo nbd-client -persist -timeout 0 server.example /dev/nbd0 -name board1",
             "sudo replug host serve board1=/dev/nbd0",
-            "sudo iscsiadm -m discovery -t sendtargets -p server.example",
-            "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p server.example --login",
+            "sudo iscsiadm -m discovery -t sendtargets -p 192.0.2.7",
+            "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p 192.0.2.7 "
+            "-o update -n node.session.timeo.replacement_timeout -v -1",
+            "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p 192.0.2.7 --login",
             "sudo replug host serve board1=/dev/disk/by-path/"
-            "ip-server.example:3260-iscsi-iqn.2024-01.example:board1-lun-0",
+            "ip-192.0.2.7:3260-iscsi-iqn.2024-01.example:board1-lun-0",
         )
     },
 }

@@ -13,6 +13,7 @@ from host.session import role as module
 from host.session.core import State
 from host.session.finder import Gadget
 from host.session.role import Session
+from tools.cli.status import export_cells
 
 
 class Played:
@@ -143,3 +144,10 @@ def test_a_gadget_that_cannot_be_attached_does_not_keep_the_others_from_being_tr
 
 def test_what_could_not_be_attached_is_tried_again_when_all_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Several(monkeypatch, held=set(), closed={2, 3, 4}).attempts(6) == [2, 3, 4, 2, 3, 4]
+
+
+def test_status_says_what_is_served_as_the_command_line_takes_it(searches: list[object]) -> None:
+    session = Session(Played(), [{**EXPORT, "path": "random:7?size=1M"}], None)  # type: ignore[arg-type]
+    [export] = session._status()["exports"]
+    assert export["source"] == "random:7?size=1M"
+    assert export_cells(export)[1] == "random:7?size=1M"

@@ -61,6 +61,7 @@ EXPORT: Fields = {
     "id": ("string", "its id on the wire, as 0x..."),
     "role?": ("string", "the process that serves it"),
     "device": ("string", "the block device of the gadget side; empty on the host side"),
+    "source?": ("string", "host side: what is served, as the command line takes it"),
     "size_bytes": ("integer", "its size"),
     "block_size": ("integer", "bytes of a block"),
     "read_only": ("boolean", "writes are refused"),

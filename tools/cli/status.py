@@ -117,7 +117,7 @@ def export_cells(export: dict[str, Any]) -> list[str]:
     if export.get("limit_s"):
         state += f", fails when parked for {show_time(export['limit_s'])}"
     size = show_size(int(export.get("size_bytes", 0)))
-    return [str(export.get("name")), str(export.get("device") or export.get("path") or "-"), size, state]
+    return [str(export.get("name")), str(export.get("device") or export.get("source") or "-"), size, state]
 
 
 def _table(document: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def _table(document: dict[str, Any]) -> None:
     console.print(table)
     if document["exports"]:
         exports = Table(box=None, pad_edge=False)
-        for name in ("EXPORT", "DEVICE", "SIZE", "STATE"):
+        for name in ("EXPORT", "DEVICE" if document["side"] == "gadget" else "SOURCE", "SIZE", "STATE"):
             exports.add_column(name, justify="right" if name == "SIZE" else "left")
         for export in document["exports"]:
             exports.add_row(*map(Text, export_cells(export)))
