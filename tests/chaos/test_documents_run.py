@@ -179,7 +179,7 @@ NOT_RUN = {
             "sudo rbd map --exclusive rbd/board1",
             "sudo replug host serve board1=/dev/rbd/rbd/board1",
             "sudo modprobe nbd",
-            "sudo nbd-client -persist -timeout 0 server.example /dev/nbd0 -name board1",
+            "sudo nbd-client server.example /dev/nbd0 -name board1 -persist -nonetlink",
             "sudo replug host serve board1=/dev/nbd0",
             "sudo iscsiadm -m discovery -t sendtargets -p 192.0.2.7",
             "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p 192.0.2.7 "
