@@ -121,7 +121,7 @@ newer: setup ## what only newer kernels can, on the newest of trixie-backports: 
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/e2e/test_ublk_binding.py tests/e2e/test_ublk_wedges.py tests/newer
 
 boot: setup ## a Debian that starts from a replug disk, by dracut and by initramfs-tools, each process killed there: minutes
-	timeout --foreground -k 20 3000 $(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_boot.py
+	timeout --foreground -k 20 5000 $(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_boot.py
 
 deb: setup ## a Debian package for both sides, into dist/
 	@$(RUN) -m tools.package deb

@@ -20,8 +20,9 @@ from tools.package import deb
 ROOT = Path(__file__).parents[2]
 BOARD = ROOT / ".setup/board/root"
 HERE = Path(__file__).parent
-START_S = 900  # emulated, and the root is read over an emulated cable
-pytestmark = [pytest.mark.timeout(START_S + 300), pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")]
+START_S = 1500  # emulated, and the root is read over an emulated cable
+MADE_S = 900  # the board, by its packages, and its initramfs
+pytestmark = [pytest.mark.timeout(MADE_S + START_S), pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")]
 STORAGE_MODULES = "virtio_pci virtio_blk dummy_hcd ext4 crc32c_generic"
 
 # In the initramfs, before the gadget side: the PC's side, which has the image.
