@@ -47,9 +47,7 @@ class Envelope:
 
     @staticmethod
     def decode(data: bytes) -> "Envelope":
-        if len(data) > limits.MAX_ENVELOPE:
-            raise WireError(f"envelope of {len(data)} bytes is more than {limits.MAX_ENVELOPE}")
-        fields = _unpack(data)
+        fields = body_of(data, 0)  # all of it is msgpack
         if not isinstance(fields, list) or len(fields) != 5:
             raise WireError("envelope is not a list of five")
         kind, sender, sender_generation, addressee_generation, body = fields
@@ -76,11 +74,7 @@ def body_of(data: bytes, start: int) -> Body:
     """The body of an envelope whose head ends at `start`. Raises WireError."""
     if len(data) > limits.MAX_ENVELOPE:
         raise WireError(f"envelope of {len(data)} bytes is more than {limits.MAX_ENVELOPE}")
-    return _unpack(data[start:])
-
-
-def _unpack(data: bytes) -> Body:
     try:
-        return msgpack.unpackb(data, use_list=True, strict_map_key=True)
+        return msgpack.unpackb(data[start:])  # its defaults: lists, and only str and bytes as keys of a map
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"envelope is not msgpack: {error}") from None

@@ -142,13 +142,16 @@ class Loop:
 
         The clock is read once in a turn, when its handlers have run: a timer may be late by what `before_wait` takes.
         """
-        poll, handlers, now = self._epoll.poll, self._handlers, self.now()
+        poll, handlers, timers, now = self._epoll.poll, self._handlers, self._timers, self.now()
         while self._code is None:
             for handler in self._before_wait:
                 handler()
             if self._code is not None:
                 break
-            for fd, _ in poll(0 if self._stirred and self._unread() else self._timeout_s(now), _AT_ONCE):
+            while timers and timers[0].handler is None:  # cancelled
+                heapq.heappop(timers)
+            timeout_s = max(timers[0].due - now, 0) if timers else None
+            for fd, _ in poll(0 if self._stirred and self._unread() else timeout_s, _AT_ONCE):
                 handler_of = handlers.get(fd)
                 if handler_of is not None:
                     handler_of()
@@ -156,7 +159,7 @@ class Loop:
                 for socket in self._unread():
                     handlers[socket.fileno()]()  # nobody unwatches a socket
             now = self.now()
-            if self._timers and self._timers[0].due <= now:
+            if timers and timers[0].due <= now:
                 self._run_timers(now)
         return self._code
 
@@ -166,15 +169,6 @@ class Loop:
         self._stirred.clear()
         self._stirred.update(unread)
         return unread
-
-    def _timeout_s(self, now: float) -> float | None:
-        timers = self._timers
-        while timers and timers[0].handler is None:
-            heapq.heappop(timers)
-        if not timers:
-            return None
-        left = timers[0].due - now
-        return left if left > 0 else 0
 
     def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0].due <= now:

@@ -12,18 +12,14 @@ from common.log import Field, Level, Log
 
 _V1 = 0x8000_0000  # no slot has this bit, so an id of v1 is never one of v0
 
+on = False  # worth asking before an id is made
 _log: Log | None = None
 
 
 def to(log: Log | None) -> None:
     """From now on steps go to this log; None: nowhere."""
-    global _log
-    _log = log
-
-
-def on() -> bool:
-    """Worth asking before an id is made."""
-    return _log is not None
+    global _log, on
+    _log, on = log, log is not None
 
 
 def step(io: str, what: str, **fields: Field) -> None:

@@ -16,7 +16,7 @@ _LONGEST: Final = limits.FRAME_BYTES - 4  # a full read would wait for the short
 _WORTHWHILE: Final = 4096  # bytes of a payload that a frame's rest must hold to begin it there
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part(Generic[T]):
     """`size_bytes` of the payload of the message added with `token`, from `offset` on; `last` ends it."""
 
@@ -26,12 +26,12 @@ class Part(Generic[T]):
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame(Generic[T]):
     """Put on the wire: `head`, the bytes of each part, `pad` zero bytes. `size_bytes` is all of that."""
 
     head: bytes
-    parts: tuple[Part[T], ...]
+    parts: list[Part[T]]
     pad: int
     size_bytes: int
 
@@ -72,10 +72,7 @@ class Packer(Generic[T]):
                 break
             self._sent = 0
             self._waiting.popleft()
-        return self._frame(records, tuple(parts))
-
-    def _frame(self, records: list[bytes], parts: tuple[Part[T], ...]) -> Frame[T]:
-        length = HEAD_BYTES + RECORD_BYTES * len(records) + sum(part.size_bytes for part in parts)
+        length = _LONGEST - room
         head = pack_head(self._epoch, self._sequence, len(records), length)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         pad = padding(length)
@@ -90,10 +87,6 @@ class Unpacker:
 
     def take(self, data: bytes | memoryview) -> list[tuple[Record, int]]:
         """Each record of the next frame, and where in `data` its fragment begins. Raises WireError."""
-        records = unpack_frame(data, self._epoch, self._sequence)
+        placed = unpack_frame(data, self._epoch, self._sequence)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        where, placed = HEAD_BYTES + RECORD_BYTES * len(records), []
-        for record in records:
-            placed.append((record, where))
-            where += record.data_bytes
         return placed

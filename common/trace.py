@@ -1,8 +1,9 @@
 """Kill points: named places in the roles where a test may have the process killed, stopped or delayed.
 
-`point("queue.requests.taken")` is one comparison with None unless this process is armed. It is armed by the `trace`
-argument a test's plan gives a role (for points of its start-up), or by the control call `trace` (for the incarnation
-that lives now). No file is read unless armed: a respawn must not touch the disk that may be the one we serve.
+`trace.point("queue.requests.taken")` is one call of a builtin unless this process is armed: each I/O passes twenty of
+them. (So nobody imports `point` itself, which is another function then.) It is armed by the `trace` argument a test's
+plan gives a role (for points of its start-up), or by the control call `trace` (for the incarnation that lives now). No
+file is read unless armed: a respawn must not touch the disk that may be the one we serve.
 
 The same points, recorded with the time, say where the time of one I/O goes (`replug bench --profile`).
 """
@@ -62,7 +63,9 @@ class Armed:
         raise Refused(f"{dict(fields)!r}: not a kill point: needs name and act, may have nth, tell, once, delay_ms")
 
 
-_watcher: Callable[[str], None] | None = None  # who wants to know of each point
+_nobody: Callable[[str], object] = len  # any builtin of one argument; the interpreter has an instruction for this one
+point: Callable[[str], object] = _nobody
+"""A step of a role. Called in its loop's thread or, where the name says so, in a worker's."""
 _armed: Armed | None = None
 _left = 0
 _records: list[tuple[str, int]] = []
@@ -70,23 +73,17 @@ _records: list[tuple[str, int]] = []
 
 def arm(fields: Mapping[str, object] | None) -> None:
     """Arm this process, replacing what was armed; None disarms."""
-    global _armed, _left, _watcher
+    global _armed, _left, point
     _armed = None if fields is None else Armed.of(fields)
-    _left, _watcher = _armed.nth if _armed else 0, _reached if _armed else None
+    _left, point = _armed.nth if _armed else 0, _reached if _armed else _nobody
 
 
 def record(on: bool) -> list[tuple[str, int]]:
     """Begin to record, or end it and return what was: each point's name and CLOCK_MONOTONIC in ns. Disarms."""
-    global _watcher, _records
+    global point, _records
     done, _records = _records, []
-    _watcher = _recorded if on else None
+    point = _recorded if on else _nobody
     return done
-
-
-def point(name: str) -> None:
-    """A step of a role. Called in its loop's thread or, where the name says so, in a worker's."""
-    if _watcher is not None:
-        _watcher(name)
 
 
 def _recorded(name: str) -> None:
@@ -95,14 +92,14 @@ def _recorded(name: str) -> None:
 
 
 def _reached(name: str) -> None:
-    global _armed, _left, _watcher
+    global _armed, _left, point
     armed = _armed
     if armed is None or name != armed.name:
         return
     _left -= 1
     if _left > 0:
         return
-    _armed = _watcher = None  # before the act: a stopped process that goes on must not stop again
+    _armed, point = None, _nobody  # before the act: a stopped process that goes on must not stop again
     if armed.once:
         try:
             os.unlink(armed.once)

@@ -14,7 +14,7 @@ from typing import Final
 
 from common import limits
 from common.errors import WireError
-from common.wire import ConfigExports, ExportRecord, Op
+from common.wire import OPS, ConfigExports, ExportRecord, Op
 
 _HELLO = struct.Struct("<4sHHII")  # magic, version, flags, largest frame, 0
 _CONFIG = struct.Struct("<HHIQ16s")  # version, count, flags, epoch, the host's boot id
@@ -151,7 +151,7 @@ class ConfigV1:
         return ConfigV1(epoch, boot_id, tuple(ExportV1.decode(body[n : n + _EXPORT.size]) for n in starts))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """A Request or a Response, with `data_bytes` of its payload from `data_offset` on.
 
@@ -180,8 +180,8 @@ def pack_head(epoch: int, sequence: int, count: int, length: int) -> bytes:
     return _HEAD.pack(FRAME_MAGIC, VERSION, count, epoch, sequence, length)
 
 
-def unpack_frame(data: bytes | memoryview, epoch: int, sequence: int) -> list[Record]:
-    """The records of the frame that must come next; their data follow each other behind the last of them.
+def unpack_frame(data: bytes | memoryview, epoch: int, sequence: int) -> list[tuple[Record, int]]:
+    """The records of the frame that must come next, and where in `data` the data of each begin.
 
     Raises WireError if it is not exactly that frame.
     """
@@ -197,16 +197,17 @@ def unpack_frame(data: bytes | memoryview, epoch: int, sequence: int) -> list[Re
         raise WireError(f"frame {sequence}: {size} bytes where {length} and its padding were to come")
     if not 0 < count <= limits.FRAME_RECORDS or HEAD_BYTES + count * RECORD_BYTES > length:
         raise WireError(f"frame {sequence}: {count} records do not fit {length} bytes")
-    records, total = [], HEAD_BYTES + count * RECORD_BYTES
-    for op, mark, zero, *rest in _RECORD.iter_unpack(data[HEAD_BYTES:total]):
-        if op not in Op._value2member_map_ or zero:
-            raise WireError(f"frame {sequence}: op {op}, reserved {zero}: not known")
-        record = Record(Op(op), mark, *rest)
-        records.append(record)
-        total += record.data_bytes
-    if total != length:
-        raise WireError(f"frame {sequence}: its records and data are {total} bytes, its head says {length}")
-    return records
+    placed, where = [], HEAD_BYTES + count * RECORD_BYTES
+    for code, mark, zero, *rest in _RECORD.iter_unpack(data[HEAD_BYTES:where]):
+        op = OPS.get(code)
+        if op is None or zero:
+            raise WireError(f"frame {sequence}: op {code}, reserved {zero}: not known")
+        record = Record(op, mark, *rest)
+        placed.append((record, where))
+        where += record.data_bytes
+    if where != length:
+        raise WireError(f"frame {sequence}: its records and data are {where} bytes, its head says {length}")
+    return placed
 
 
 def padding(length: int) -> int:

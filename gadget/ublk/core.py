@@ -12,7 +12,7 @@ from common.errors import WireError
 from common.wire import Op
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Taken:
     """A request the kernel gave us under `tag`; its payload lies in arena slot `tag`."""
 
@@ -27,7 +27,7 @@ class Taken:
         return [self.sequence, int(self.op), self.tag, self.lba, self.blocks, self.flags]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """Tell ublk that `tag` ended with `result`: bytes moved, 0 for FLUSH and DISCARD, or a negative errno."""
 
@@ -74,19 +74,18 @@ class QueueCore:
         self.completed += 1
         if status:
             return Commit(taken.tag, -status if 0 < status < 4096 else -EIO)
-        moves = taken.op in (Op.READ, Op.WRITE)
-        return Commit(taken.tag, taken.blocks * self._block_size if moves else 0)
+        return Commit(taken.tag, taken.blocks * self._block_size if taken.op <= Op.WRITE else 0)
 
     def outstanding(self) -> Iterable[Taken]:
         """Everything a new usb must be told, in the order the kernel asked."""
         return tuple(self._outstanding.values())
 
 
-def parse_completions(body: object) -> list[tuple[int, int]]:
-    """Body of COMPLETIONS: list of [sequence, status]. Raises WireError."""
+def parse_completions(body: object) -> list[list[int]]:
+    """Body of COMPLETIONS, which is a list of [sequence, status]. Raises WireError."""
     if not isinstance(body, list):
         raise WireError("COMPLETIONS is not a list")
     for item in body:
-        if not isinstance(item, list) or len(item) != 2 or any(type(n) is not int for n in item):
+        if type(item) is not list or len(item) != 2 or type(item[0]) is not int or type(item[1]) is not int:
             raise WireError(f"completion {item!r} is not [sequence, status]")
-    return [(item[0], item[1]) for item in body]
+    return body

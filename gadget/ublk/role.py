@@ -194,10 +194,10 @@ class Queue:
             if wire_op is None:
                 device.commit(tag, -errno.EOPNOTSUPP)
                 continue
-            taken = self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags))
+            taken = self._core.take(tag, wire_op, start, sectors, _wire_flags(wire_op, flags) if flags else 0)
             self._batch.append(taken.message())
             self._taken[tag] = now, wire_op
-            if follow.on():
+            if follow.on:
                 self._follow(
                     taken.sequence, "taken", op=wire_op.name.lower(), lba=taken.lba, blocks=taken.blocks, tag=tag
                 )
@@ -214,7 +214,7 @@ class Queue:
         for sequence, status in parse_completions(body):
             commit = self._core.complete(sequence, status)
             if commit is not None:
-                if follow.on():
+                if follow.on:
                     self._follow(sequence, "committed", tag=commit.tag, result=commit.result)
                 self._commit(device, commit)
 
@@ -257,7 +257,8 @@ class Queue:
         if self._committed:
             self._committed = False
             trace.point("queue.committed")
-        self._drain.go_on(self._core.in_flight)
+        if self._drain.begun:
+            self._drain.go_on(self._core.in_flight)
 
     def _status(self) -> dict[str, Any]:
         now = time.monotonic()

@@ -222,10 +222,12 @@ class Ring:
         and must be read first. The rest stays prepared; a caller for whom half a batch is as bad as none
         exits.
         """
-        count = self._publish()
+        words, head_at, tail = self._words, self._sq_head, self._tail
+        words[self._sq_tail] = tail  # the kernel sees them from now on
+        count = (tail - words[head_at]) & _WRAP
         if count:
             self._enter(count, 0, 0, 0, 0)
-            left = self.prepared
+            left = (tail - words[head_at]) & _WRAP
             if left:
                 raise OSError(errno.EAGAIN, f"io_uring: the kernel took {count - left} of {count} SQEs")
         return count
@@ -291,11 +293,6 @@ class Ring:
             if fd >= 0:
                 os.close(fd)
         self.eventfd = self.fd = -1
-
-    def _publish(self) -> int:
-        """Show the prepared SQEs to the kernel; returns how many there are."""
-        self._words[self._sq_tail] = self._tail
-        return self.prepared
 
     def _enter(self, to_submit: int, min_complete: int, flags: int, argument: int, argument_bytes: int) -> int:
         result = _io_uring_enter(self.fd, to_submit, min_complete, flags, argument, argument_bytes)

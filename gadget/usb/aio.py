@@ -52,7 +52,8 @@ class _Iocb(ctypes.Structure):
     )
 
 
-_WHAT: Final = struct.Struct("<HhIQQ")  # of struct iocb: aio_lio_opcode, aio_reqprio, aio_fildes, aio_buf, aio_nbytes
+# Of struct iocb: aio_lio_opcode, aio_reqprio, aio_fildes, aio_buf, aio_nbytes, aio_offset, aio_reserved2, aio_flags
+_WHAT: Final = struct.Struct("<HhIQQqQI")
 _WHAT_AT: Final = _Iocb.aio_lio_opcode.offset
 _io_submit, _io_getevents = bound("io_submit", 3), bound("io_getevents", 5)
 
@@ -75,7 +76,7 @@ class AioContext:
         self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._iocbs = (_Iocb * depth)()
         for number, iocb in enumerate(self._iocbs):  # what is the same in all transfers
-            iocb.aio_data, iocb.aio_flags, iocb.aio_resfd = number, _FLAG_RESFD, self.eventfd
+            iocb.aio_data, iocb.aio_resfd = number, self.eventfd
         self._iocb_bytes = memoryview(self._iocbs).cast("B")
         self._pointers = (ctypes.c_uint64 * depth)(*(ctypes.addressof(iocb) for iocb in self._iocbs))
         self._pointers_at = ctypes.addressof(self._pointers)
@@ -88,8 +89,10 @@ class AioContext:
     def outstanding(self) -> int:
         return self._depth - len(self._free)
 
-    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int, told: bool = True) -> int:
         """Queue one transfer; returns its number. Transfers on one fd complete in the order of their submission.
+
+        An end that is not `told` adds nothing to `eventfd`: it is found by whoever asks for `completions`.
 
         Raises BlockingIOError (EAGAIN) if `depth` transfers are outstanding, OSError(EBADF, EINVAL) for an fd that is
         closed, not open for this direction, or a directory. The state of the link is told by `completions`.
@@ -97,7 +100,8 @@ class AioContext:
         if not self._free:
             raise BlockingIOError(errno.EAGAIN, f"all {self._depth} transfers are outstanding")
         number = self._free[-1]
-        _WHAT.pack_into(self._iocb_bytes, number * _IOCB_BYTES + _WHAT_AT, command, 0, fd, address, length)
+        flags = _FLAG_RESFD if told else 0
+        _WHAT.pack_into(self._iocb_bytes, number * _IOCB_BYTES + _WHAT_AT, command, 0, fd, address, length, 0, 0, flags)
         if _io_submit(self._context, 1, self._pointers_at + number * _POINTER) < 0:
             raise failure("io_submit")
         self._free.pop()

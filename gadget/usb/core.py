@@ -14,7 +14,7 @@ from errno import EINVAL, EOPNOTSUPP
 from common import follow, limits
 from common.errors import Illegal, WireError
 from common.ledger import LEDGER_BYTES, NO_BOOT, Ledger
-from common.wire import ExportRecord, Op, Request, Response, out_of_bounds
+from common.wire import OPS, ExportRecord, Op, Request, Response, answers, out_of_bounds
 from common.wire_v1 import Record, RequestFlag
 from gadget.usb.link import TABLE, Event, Link, Step
 
@@ -35,6 +35,7 @@ class Pending:
     sequence: int
     offset: int  # of its slot in that arena, bytes
     request: Request
+    v0: bool = True  # whose numbers its id is of
     stage: Stage = Stage.WAITING
     orphan: bool = False
     payload_left: bool = False  # of a write: nothing waits to be read from its slot any more
@@ -44,7 +45,7 @@ class Pending:
     asked: Request | None = None  # v0: the FUA write that `request` is the second half of, a FLUSH
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Put this Request on interrupt IN and, if `payload_bytes`, the slot's bytes on bulk IN."""
 
@@ -52,7 +53,7 @@ class Send:
     payload_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fill:
     """Read `payload_bytes` from bulk OUT into the slot; then call `filled`."""
 
@@ -60,7 +61,7 @@ class Fill:
     payload_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Copy:
     """v1: `size_bytes` of the fragment that has just arrived belong at `offset` of the slot."""
 
@@ -69,7 +70,7 @@ class Copy:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """Tell the queue of `export` (this generation of it) that `sequence` ended with `status` (0 or errno)."""
 
@@ -208,10 +209,8 @@ class UsbCore:
         actions: list[Action] = []
         for item in body:
             pending = self._pending(role, export, item)
-            why = out_of_bounds(
-                pending.request.op, pending.request.lba, pending.request.blocks, export.record, export.slot_bytes
-            )
-            if why is None:
+            request = pending.request
+            if out_of_bounds(request.op, request.lba, request.blocks, export.record, export.slot_bytes) is None:
                 export.waiting.append(pending)
             else:
                 actions.append(Done(role, generation, pending.sequence, EINVAL))
@@ -220,12 +219,13 @@ class UsbCore:
     def _pending(self, role: str, export: _Export, item: object) -> Pending:
         if not isinstance(item, list) or len(item) != 6 or any(type(n) is not int or n < 0 for n in item):
             raise WireError(f"{role}: request {item!r} is not six numbers")
-        sequence, op, slot, lba, blocks, flags = item
-        if slot >= export.depth or op not in Op._value2member_map_ or flags > 0xFF:  # v1 has a byte for them
+        sequence, code, slot, lba, blocks, flags = item
+        op = OPS.get(code)
+        if slot >= export.depth or op is None or flags > 0xFF:  # v1 has a byte for them
             raise WireError(f"{role}: request {item!r} names no slot, op or flags of ours")
         number = slot if self.v0 else follow.request_id(export.generation, sequence)
-        request = Request(Op(op), number, export.record.export_id, lba, blocks, flags)
-        return Pending(role, export.generation, sequence, slot * export.slot_bytes, request)
+        request = Request(op, number, export.record.export_id, lba, blocks, flags)
+        return Pending(role, export.generation, sequence, slot * export.slot_bytes, request, self.v0)
 
     # -- the wire ------------------------------------------------------------------------------------------------
     def dispatch(self) -> Iterator[Send]:
@@ -237,30 +237,26 @@ class UsbCore:
                 continue
             waiting, export.waiting = export.waiting, []
             for pending in waiting:
-                request_id = self._request_id(export, pending)
-                if request_id != pending.request.request_id:
-                    pending.request = replace(pending.request, request_id=request_id)
-                if request_id in export.on_wire:
+                if pending.v0 is not self.v0:  # it has waited for a host, and this one is of the other version
+                    self._number(export, pending)
+                request = pending.request
+                if request.request_id in export.on_wire:
                     export.waiting.append(pending)
                     continue
-                if self.v0 and pending.request.flags:
-                    pending.asked, pending.request = pending.request, replace(pending.request, flags=0)
+                if self.v0 and request.flags:
+                    pending.asked, pending.request = request, replace(request, flags=0)
                 pending.stage = Stage.SENT
-                if pending.request.op is Op.FLUSH:
+                if request.op is Op.FLUSH:
                     pending.covers = self.ledger(export.record.export_id).acknowledged
-                export.on_wire[request_id] = pending
+                export.on_wire[request.request_id] = pending
                 self.data_moved = True
-                is_write = pending.request.op is Op.WRITE
-                yield Send(pending, self._payload(export, pending) if is_write else 0)
+                yield Send(pending, self._payload(export, pending) if request.op is Op.WRITE else 0)
 
-    def _request_id(self, export: _Export, pending: Pending) -> int:
-        """Unique per export while in flight. smoo builds them as queue << 16 | tag, so v0 gets the slot.
-
-        Asked for by the time it is sent: a request may have waited for a host of the other version.
-        """
-        if self.v0:
-            return pending.offset // export.slot_bytes
-        return follow.request_id(pending.arena, pending.sequence)
+    def _number(self, export: _Export, pending: Pending) -> None:
+        """Ids are unique per export while in flight. smoo builds them as queue << 16 | tag, so v0 gets the slot."""
+        slot = pending.offset // export.slot_bytes
+        number = slot if self.v0 else follow.request_id(pending.arena, pending.sequence)
+        pending.v0, pending.request = self.v0, replace(pending.request, request_id=number)
 
     def unspeakable(self) -> list[Action]:
         """What waits and cannot be said to this host: v0 has no write zeroes. The block layer writes them instead."""
@@ -283,11 +279,10 @@ class UsbCore:
 
     def arrived(self, record: Record) -> list[Action]:
         """v1: a Response, or a fragment of its data. WireError if it is not what must come: start over."""
-        response = Response(record.op, record.mark, record.request_id, record.export_id, record.lba, record.blocks)
-        export, pending = self._asked(response)
+        export, pending = self._asked(record)
         reads = record.op is Op.READ and record.mark == 0
         if pending.stage is not (Stage.FILLING if reads and pending.filled_bytes else Stage.SENT):
-            raise WireError(f"a second Response to the same Request: {response}")
+            raise WireError(f"a second Response to the same Request: {record}")
         if not reads:
             if record.data_bytes or record.data_offset:
                 raise WireError(f"data with a Response that has none: {record}")
@@ -300,12 +295,12 @@ class UsbCore:
         pending.stage, pending.filled_bytes = Stage.FILLING, end
         return [copy, *self._end(export, pending, 0)] if end == whole else [copy]
 
-    def _asked(self, response: Response) -> tuple[_Export, Pending]:
+    def _asked(self, response: Response | Record) -> tuple[_Export, Pending]:
         self.data_moved = True
         role = self._by_id.get(response.export_id)
         export = self._exports[role] if role is not None else None
         pending = export.on_wire.get(response.request_id) if export is not None else None
-        if export is None or pending is None or not response.answers(pending.request):
+        if export is None or pending is None or not answers(response, pending.request):
             raise WireError(f"a Response that answers nothing: {response}")
         return export, pending
 
@@ -339,7 +334,7 @@ class UsbCore:
             export.waiting.insert(0, pending)
             return []
         if not pending.orphan:
-            if status == 0:
+            if status == 0 and pending.request.op is not Op.READ:
                 self._enter(export, pending)
             return [Done(pending.export, pending.arena, pending.sequence, status)]
         return list(self._releasable(pending.export, export))

@@ -18,7 +18,7 @@ from gadget.usb.core import Pending
 DEEP: Final = 16  # transfers of one endpoint that the kernel holds; deeper gains nothing and pins memory
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Transfer:
     """One piece of at most TRANSFER_BYTES. `key`: what a read fills, and the link epoch; None for others.
     `last` marks the last piece of a payload.
@@ -55,12 +55,12 @@ class Endpoint:
     def __init__(self, name: str, fd: int, command: Command, aio: AioContext) -> None:
         self.name, self.fd, self._command, self._aio = name, fd, command, aio
         self._waiting: deque[Transfer] = deque()
-        self._submitted: dict[int, Transfer] = {}
+        self.submitted: dict[int, Transfer] = {}  # what the kernel holds, by number
 
     @property
     def in_flight(self) -> int:
         """Transfers that the kernel holds."""
-        return len(self._submitted)
+        return len(self.submitted)
 
     def queue(self, transfers: list[Transfer]) -> None:
         """Add behind what is there; `pump` hands it to the kernel."""
@@ -68,24 +68,24 @@ class Endpoint:
 
     def pump(self) -> None:
         """Keep the kernel busy. Raises what `AioContext.submit` does; what was not submitted stays queued."""
-        while self._waiting and len(self._submitted) < DEEP:
+        while self._waiting and len(self.submitted) < DEEP:
             transfer = self._waiting[0]
             length = transfer.expected if self._command is Command.PWRITE else transfer.length
             number = self._aio.submit(self._command, self.fd, transfer.address, length)
-            self._submitted[number] = transfer
+            self.submitted[number] = transfer
             self._waiting.popleft()
 
-    def gather(self, iovecs: int, count: int, size_bytes: int) -> None:
+    def gather(self, iovecs: int, count: int, size_bytes: int, told: bool = True) -> None:
         """One transfer on an IN endpoint, now, from `count` struct iovec at address `iovecs`: `size_bytes` in all.
 
-        FunctionFS copies the bytes before this returns. Raises what `AioContext.submit` does.
+        FunctionFS copies the bytes before this returns. `told`, and what it raises: as `AioContext.submit`.
         """
-        number = self._aio.submit(Command.PWRITEV, self.fd, iovecs, count)
-        self._submitted[number] = Transfer(None, 0, size_bytes, size_bytes)
+        number = self._aio.submit(Command.PWRITEV, self.fd, iovecs, count, told)
+        self.submitted[number] = Transfer(None, 0, size_bytes, size_bytes)
 
     def ended(self, number: int) -> Transfer | None:
         """The transfer that had this number, if it was one of ours."""
-        return self._submitted.pop(number, None)
+        return self.submitted.pop(number, None)
 
     def halt(self) -> None:
         """Halt it: the host's transfers fail with EPIPE until it clears the halt (v1 resynchronisation).
@@ -105,6 +105,6 @@ class Endpoint:
     def forget(self) -> int:
         """Drop what waits, disown what the kernel still has (it will fail by itself); returns how many those are."""
         self._waiting.clear()
-        count = len(self._submitted)
-        self._submitted.clear()
+        count = len(self.submitted)
+        self.submitted.clear()
         return count

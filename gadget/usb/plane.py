@@ -28,8 +28,8 @@ class Receiver(Protocol):
     def left(self, pending: Pending, epoch: int) -> None:
         """A write payload has left its slot."""
 
-    def record(self, record: Record, address: int) -> None:
-        """v1: a Response, or a fragment of its data, which lie at `address` until this returns."""
+    def records(self, placed: list[tuple[Record, int]], frame: memoryview) -> None:
+        """v1: Responses and fragments of their data, and where in `frame` those lie until this returns."""
 
 
 @dataclass(frozen=True, slots=True)

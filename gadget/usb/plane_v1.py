@@ -2,10 +2,13 @@
 
 Frames leave while few are in flight, so a lone Request goes at once and a crowd travels together. A frame's head and
 payloads are gathered from where they lie; FunctionFS copies them at submission, so one head buffer serves all of them.
+
+Nobody waits for the end of a frame that has room behind it, so that end wakes nobody: it is found with the answer. Only
+the last places in flight are told of, and what frees them frees all before them too.
 """
 
-import ctypes
 import mmap
+import struct
 from ctypes import addressof, c_char
 from typing import Final
 
@@ -18,12 +21,10 @@ from gadget.usb.plane import BrokenLink, Endpoints, Receiver
 
 _HEAD_ROOM: Final = 8192  # head and FRAME_RECORDS records are 4120 bytes
 _PAD_AT: Final = _HEAD_ROOM - 64  # zero bytes that nothing writes
+_UNTOLD: Final = limits.FRAMES_IN_FLIGHT // 2  # frames in flight whose ends wake nobody; the wire has more to do then
 
 
-class _Iovec(ctypes.Structure):
-    """struct iovec (readv(2))."""
-
-    _fields_ = (("iov_base", ctypes.c_uint64), ("iov_len", ctypes.c_uint64))
+_IOVEC: Final = struct.Struct("<QQ")  # struct iovec (readv(2)): iov_base, iov_len
 
 
 class PlaneV1:
@@ -34,7 +35,7 @@ class PlaneV1:
         self._memory = mmap.mmap(-1, _HEAD_ROOM + limits.FRAME_READS * limits.FRAME_BYTES)
         self._view = memoryview(self._memory)
         self._base = addressof(c_char.from_buffer(self._memory))
-        self._iovecs = (_Iovec * (limits.FRAME_RECORDS + 2))()
+        self._iovecs = (c_char * ((limits.FRAME_RECORDS + 2) * _IOVEC.size))()
         self.begin(0, 0)
 
     def begin(self, packet_bytes: int, wire_epoch: int) -> None:
@@ -43,10 +44,8 @@ class PlaneV1:
 
     def arm(self) -> None:
         for index in range(limits.FRAME_READS):
-            self._queue_read(self._base + _HEAD_ROOM + index * limits.FRAME_BYTES)
-
-    def _queue_read(self, address: int) -> None:
-        self._in.queue([Transfer(None, address, limits.FRAME_BYTES, limits.FRAME_BYTES)])
+            address = self._base + _HEAD_ROOM + index * limits.FRAME_BYTES
+            self._in.queue([Transfer(None, address, limits.FRAME_BYTES, limits.FRAME_BYTES)])
 
     # -- towards the host ----------------------------------------------------------------------------------------
     def send(self, send: Send, epoch: int, address: int) -> None:
@@ -63,14 +62,19 @@ class PlaneV1:
         self._in.pump()
 
     def _submit(self, frame: Frame[tuple[Pending, int, int]]) -> None:
-        self._memory[: len(frame.head)] = frame.head
-        vectors = [(self._base, len(frame.head))]
-        vectors += [(part.token[2] + part.offset, part.size_bytes) for part in frame.parts if part.size_bytes]
+        head, count = len(frame.head), 1
+        self._memory[:head] = frame.head
+        _IOVEC.pack_into(self._iovecs, 0, self._base, head)
+        for part in frame.parts:
+            if part.size_bytes:
+                address = part.token[2] + part.offset
+                _IOVEC.pack_into(self._iovecs, count * _IOVEC.size, address, part.size_bytes)
+                count += 1
         if frame.pad:
-            vectors.append((self._base + _PAD_AT, frame.pad))
-        for index, (address, size) in enumerate(vectors):
-            self._iovecs[index].iov_base, self._iovecs[index].iov_len = address, size
-        self._out.gather(addressof(self._iovecs), len(vectors), frame.size_bytes)
+            _IOVEC.pack_into(self._iovecs, count * _IOVEC.size, self._base + _PAD_AT, frame.pad)
+            count += 1
+        told = self._out.in_flight >= _UNTOLD
+        self._out.gather(addressof(self._iovecs), count, frame.size_bytes, told)
         for part in frame.parts:
             if part.last and part.size_bytes:
                 self._receiver.left(part.token[0], part.token[1])
@@ -81,7 +85,7 @@ class PlaneV1:
             if result != transfer.expected:
                 raise BrokenLink(f"{endpoint.name}: {result} bytes of {transfer.expected} were taken")
             return
-        offset = transfer.address - self._base
-        for record, where in self._unpacker.take(self._view[offset : offset + result]):
-            self._receiver.record(record, transfer.address + where)
-        self._queue_read(transfer.address)
+        start = transfer.address - self._base
+        frame = self._view[start : start + result]
+        self._receiver.records(self._unpacker.take(frame), frame)
+        self._in.queue([transfer])  # the same read once more

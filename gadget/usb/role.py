@@ -4,7 +4,6 @@ What may be on the wire, and whose answer is whose, is gadget.usb.core's; bytes 
 handshake's. Here are the arenas of the queues, and the lanes.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -105,6 +104,7 @@ class Usb:
             self._event(Event.HEARD)
 
     def _listen(self) -> None:
+        self._transport.look()
         silent = self._role.loop.now() - self._heard_at > limits.LINK_SILENCE_S
         if silent and self._core.link is Link.ONLINE:
             self._event(Event.SILENT)
@@ -221,17 +221,23 @@ class Usb:
         """The host broke the protocol. The link starts over: with a v1 host by our end, and the count goes with us."""
         self._refusals.count("message", why)
 
-    def record(self, record: Record, address: int) -> None:
-        """v1: a Response, or a fragment of its data at `address`. WireError goes to the transport."""
+    def records(self, placed: list[tuple[Record, int]], frame: memoryview) -> None:
+        """v1: Responses, and fragments of their data in `frame`. WireError goes to the transport."""
         self._heard()
-        trace.point("usb.answer.arrived")
-        for action in self._core.arrived(record):
-            if isinstance(action, Copy):
-                ctypes.memmove(self._address(action.pending) + action.offset, address, action.size_bytes)
-            else:
-                self._do([action])
-        if record.data_offset == 0:
-            self._counts["responses"] += 1
+        for record, where in placed:
+            trace.point("usb.answer.arrived")
+            for action in self._core.arrived(record):
+                if type(action) is Copy:
+                    self._copy(action, frame[where : where + action.size_bytes])
+                else:
+                    self._do((action,))
+            if record.data_offset == 0:
+                self._counts["responses"] += 1
+
+    def _copy(self, copy: Copy, data: memoryview) -> None:
+        pending = copy.pending
+        start = pending.offset + copy.offset
+        self._arenas[pending.export, pending.arena].memory[start : start + copy.size_bytes] = data
 
     def filled(self, pending: Pending, epoch: int) -> None:
         """A read payload is in its slot."""
@@ -243,8 +249,8 @@ class Usb:
 
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
-            if isinstance(action, Done):
-                if follow.on():
+            if type(action) is Done:
+                if follow.on:
                     self._follow(action.export, action.arena, action.sequence, "answered", status=action.status)
                 if self._queues.generation_of(action.export) == action.arena:
                     self._completions[action.export].append([action.sequence, action.status])
@@ -258,11 +264,12 @@ class Usb:
         if self._transport.settled:
             while self._released:
                 self._arenas.pop(self._released.pop(), None)
-            self._do(self._core.unspeakable())
+            if self._core.v0:
+                self._do(self._core.unspeakable())
             for send in self._core.dispatch():
                 self._counts["requests"] += 1
                 trace.point("usb.request.sending")
-                if follow.on():
+                if follow.on:
                     pending = send.pending
                     number = pending.request.request_id
                     self._follow(pending.export, pending.arena, pending.sequence, "sent", wire=f"{number:08x}")

@@ -33,6 +33,7 @@ from gadget.usb.plane_v1 import PlaneV1
 
 PACKET_BYTES = {"full-speed": 64, "high-speed": 512, "super-speed": 1024, "super-speed-plus": 1024}  # of bulk
 _REBIND_S = 0.2  # out long enough for the host to see the disconnect
+_LOOK_S = 0.002  # after a loss: f_fs tells of the ends from a worker, a moment later
 _LINK_DOWN = (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV, errno.ECONNRESET)
 _COMMANDS: Final = (Command.PWRITE, Command.PREAD, Command.PWRITE, Command.PREAD)  # of ep1..ep4
 
@@ -95,6 +96,7 @@ class Transport:
             for name, command in zip(kept.ENDPOINT_NAMES[1:], _COMMANDS, strict=True)
         ]
         self._endpoints = Endpoints(*endpoints)
+        self._busiest_first = endpoints[::-1]
         self._planes: dict[Peer, Plane] = {
             Peer.V0: PlaneV0(self._endpoints, handler),
             Peer.V1: PlaneV1(self._endpoints, handler),
@@ -213,6 +215,19 @@ class Transport:
             self._overdue.cancel()
         self._disowned += sum(endpoint.forget() for endpoint in self._endpoints.all())
         self._handler.lost(why)
+        self._loop.after(_LOOK_S, lambda: self._look(_LOOK_S))
+
+    def _look(self, after_s: float) -> None:
+        """The ends of some transfers tell nobody (plane_v1): those of an ended epoch are looked for."""
+        if not self.settled:
+            self._transfers()
+        if not self.settled:
+            later_s = min(2 * after_s, limits.LET_GO_S)
+            self._loop.after(later_s, lambda: self._look(later_s))
+
+    def look(self) -> None:
+        """From time to time: a transfer that failed while the link is up may have told nobody."""
+        self._transfers()
 
     # -- data ----------------------------------------------------------------------------------------------------
     @property
@@ -260,15 +275,15 @@ class Transport:
 
     # -- completions ---------------------------------------------------------------------------------------------
     def _transfers(self) -> None:
+        """What is to be submitted then is, before the loop waits (`submit`)."""
         trace.point("usb.transfers.ended")
         for number, result in self._aio.completions(reset=False):
             self._completed(number, result)
         self._arm_if_settled()
-        self.submit()
 
     def _completed(self, number: int, result: int) -> None:
-        for endpoint in self._endpoints.all():
-            transfer = endpoint.ended(number)
+        for endpoint in self._busiest_first:
+            transfer = endpoint.submitted.pop(number, None)
             if transfer is None:
                 continue
             if -result in _LINK_DOWN:

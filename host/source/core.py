@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from errno import EINVAL, EIO
 
 from common.errors import WireError
-from common.wire import ExportRecord, Op, out_of_bounds
+from common.wire import OPS, ExportRecord, Op, out_of_bounds
 from common.wire_v1 import RequestFlag
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """One file operation. `generation` names whose arena `arena_offset` lies in."""
 
@@ -28,7 +28,7 @@ class Job:
     unmap: bool = False  # zeroes that may give the space back
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Complete:
     """Tell usb that `sequence` ended with `status` (0 or errno)."""
 
@@ -86,31 +86,37 @@ class SourceCore:
         if not isinstance(body, list):
             raise WireError("REQUESTS is not a list")
         actions: list[Action] = []
+        waiting = {job.sequence for job in self._waiting}
         for job, item in [(self._job(generation, item), item) for item in body]:  # all are parsed before any is taken
-            if (generation, job.sequence) in self._running or any(w.sequence == job.sequence for w in self._waiting):
+            if (generation, job.sequence) in self._running or job.sequence in waiting:
                 continue  # said twice: it is being done
             if self._sane(job, item):
+                waiting.add(job.sequence)
                 self._waiting.append(job)
             else:
                 actions.append(Complete(job.sequence, EINVAL))
         return actions + self._start()
 
     def _job(self, generation: int, item: object) -> Job:
-        if not isinstance(item, list) or len(item) != 6 or any(not _is_natural(n) for n in item):
+        if (
+            not isinstance(item, list)
+            or len(item) != 6
+            or any(n < 0 if type(n) is int else not _is_natural(n) for n in item)
+        ):
             raise WireError(f"request {item!r} is not six numbers")
-        sequence, op, arena_offset, lba, blocks, flags = item
-        if op not in Op._value2member_map_:
+        sequence, code, arena_offset, lba, blocks, flags = item
+        op = OPS.get(code)
+        if op is None:
             raise WireError(f"request {item!r}: unknown op")
         size = self._record.block_size
-        fua = op == Op.WRITE and bool(flags & RequestFlag.FUA)
-        unmap = op == Op.WRITE_ZEROES and not flags & RequestFlag.NO_UNMAP
-        return Job(generation, sequence, Op(op), arena_offset, lba * size, blocks * size, fua, unmap)
+        fua = op is Op.WRITE and bool(flags & RequestFlag.FUA)
+        unmap = op is Op.WRITE_ZEROES and not flags & RequestFlag.NO_UNMAP
+        return Job(generation, sequence, op, arena_offset, lba * size, blocks * size, fua, unmap)
 
     def _sane(self, job: Job, item: list[int]) -> bool:
         if out_of_bounds(job.op, item[3], item[4], self._record, self._arena_bytes) is not None:
             return False
-        has_payload = job.op in (Op.READ, Op.WRITE)
-        return not has_payload or job.arena_offset + job.size_bytes <= self._arena_bytes
+        return job.op > Op.WRITE or job.arena_offset + job.size_bytes <= self._arena_bytes
 
     def _start(self) -> list[Action]:
         if not self._waiting or any(generation != self._generation for generation, _ in self._running):
@@ -124,7 +130,8 @@ class SourceCore:
         """A job has ended, done or failed. `status` is an errno; what does not fit the wire's byte is EIO."""
         self._running.discard((job.generation, job.sequence))
         if job.generation == self._generation:
-            return [Complete(job.sequence, status if 0 <= status < 256 else EIO), *self._start()]
+            done = Complete(job.sequence, status if 0 <= status < 256 else EIO)
+            return [done, *self._start()] if self._waiting else [done]
         if self._of(job.generation):
             return []
         return [Unmap(job.generation), *self._start()]

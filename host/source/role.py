@@ -8,6 +8,7 @@ import contextlib
 import os
 import time
 from collections import Counter
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
@@ -20,7 +21,7 @@ from common import follow, limits, trace
 from common.errors import MALFORMED, Gone, Refused, RoleExit, WireError
 from common.iostats import IoStats
 from common.wire import ExportRecord, Op
-from host.source.core import Action, Complete, Job, SourceCore
+from host.source.core import Action, Complete, Job, SourceCore, Unmap
 from host.source.executor import Executor
 from host.source.interface import Source
 from host.source.latch import Latch
@@ -76,7 +77,7 @@ class SourceRole:
         elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "arena":
             self._map(str(body.get("owner")), body.get("generation"))
         elif kind is Kind.NOTE and isinstance(body, dict) and body.get("note") == "follow":
-            if follow.on() and len(self._followed) < limits.MAX_IN_FLIGHT:
+            if follow.on and len(self._followed) < limits.MAX_IN_FLIGHT:
                 self._follow(body)
         else:
             raise WireError(f"{kind} is not for a source")
@@ -103,12 +104,12 @@ class SourceRole:
     # -- work ----------------------------------------------------------------------------------------------------
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Job):
+            if type(action) is Job:
                 self._counts[_NAMES[action.op]] += 1
                 self._begin(action)
-            elif isinstance(action, Complete):
+            elif type(action) is Complete:
                 self._completions.append([action.sequence, action.status])
-            else:
+            elif type(action) is Unmap:
                 self._arenas.pop(action.generation, None)
 
     def _begin(self, job: Job) -> None:
@@ -118,7 +119,8 @@ class SourceRole:
         if status is None:
             return self._jobs.put(job)
         trace.point("source.thread.working")
-        self._finished(job, status, time.monotonic() - began)
+        now = time.monotonic()
+        self._finished(job, status, now - began, now)
 
     def _work(self) -> None:
         """A thread's life. The arena of a job stays mapped until the loop has heard of its end."""
@@ -128,17 +130,15 @@ class SourceRole:
             trace.point("source.thread.working")
             status = self._executor.do(job, self._arenas[job.generation].memory)
             trace.point("source.thread.done")
-            took_s = time.monotonic() - began
-            self._role.loop.post(
-                lambda job=job, status=status, took_s=took_s: self._finished(job, status, took_s)  # type: ignore[misc]
-            )
+            now = time.monotonic()
+            self._role.loop.post(partial(self._finished, job, status, now - began, now))
 
-    def _finished(self, job: Job, status: int, took_s: float) -> None:
+    def _finished(self, job: Job, status: int, took_s: float, now: float) -> None:
         trace.point("source.finished")
-        if job.sequence in self._followed:
+        if self._followed and job.sequence in self._followed:
             io = self._followed.pop(job.sequence)
             follow.step(io, "done", op=job.op.name.lower(), status=status, took_us=round(took_s * 1e6))
-        self._stats.done(job.op, job.size_bytes, took_s, bool(status), time.monotonic())
+        self._stats.done(job.op, job.size_bytes, took_s, bool(status), now)
         if status:
             self._counts["failed"] += 1
             if self._counts["failed"] <= 10 or self._executor.failed:

@@ -110,12 +110,12 @@ class Attachment:
     def answer(self, answer: Answer, address: int) -> None:
         """Send a Response and its payload."""
         if self._state is State.OPEN:
-            self._guarded(lambda: self._plane.answer(answer, address))
+            self._guarded(self._plane.answer, answer, address)
 
     def take(self, sequence: int, address: int | None, size_bytes: int) -> None:
         """Take a write's payload; then `handler.taken`."""
         if self._state is State.OPEN:
-            self._guarded(lambda: self._plane.take(sequence, address, size_bytes))
+            self._guarded(self._plane.take, sequence, address, size_bytes)
 
     def pump(self) -> None:
         """Before the loop waits: send what was answered."""
@@ -133,7 +133,7 @@ class Attachment:
             # Behind the boundary it would be of the epoch before: a CONFIG then puts that one in force at the gadget.
             answered(errno.ESTALE, b"")
         elif self._state is State.OPEN:
-            self._guarded(lambda: self._streams.control(request, answered))
+            self._guarded(self._streams.control, request, answered)
 
     # -- transfers -----------------------------------------------------------------------------------------------
     def _ready(self) -> None:
@@ -146,16 +146,16 @@ class Attachment:
         else:
             self.close(describe(pipe, errno.ENODEV if error in _GONE else error))
 
-    def _guarded(self, call: Callable[[], None]) -> None:
+    def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         """A gadget that breaks the protocol costs v1 an epoch, and v0 the attachment; a dead one ends it.
 
         A call within a call only raises: what it was part of must not go on in an epoch that is over.
         """
         if self._in_call:
-            return call()
+            return call(*arguments)
         self._in_call = True
         try:
-            call()
+            call(*arguments)
         except WireError as error:
             why = f"the gadget broke the protocol: {error}"
             self._handler.broken(str(error))

@@ -9,7 +9,6 @@ the simulator.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from errno import EINVAL, EROFS
@@ -54,8 +53,12 @@ class Work:
     offset: int | None = None
     status: int = 0
 
+    def of(self, served: Served) -> bool:
+        """Is it of this export, as it is offered now?"""
+        return self.served is served or self.served == served
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Take:
     """Read `size_bytes` from bulk IN into the export's arena; `export_id` None: throw them away. Then `taken`."""
 
@@ -65,7 +68,7 @@ class Take:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dispatch:
     """Give this to the source: one item of REQUESTS."""
 
@@ -73,7 +76,7 @@ class Dispatch:
     item: list[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """Put the Response on interrupt OUT and, if `size_bytes`, that part of the arena on bulk OUT; then `sent`."""
 
@@ -89,6 +92,7 @@ Action = Take | Dispatch | Answer
 @dataclass(slots=True)
 class _Export:
     served: Served
+    role: str  # that of `served`, which each I/O would make anew
     space: Extents
     work: dict[int, Work] = field(default_factory=dict)  # this attachment's, by request id; answered ones are not here
     waiting: deque[Work] = field(default_factory=deque)  # for space, in order
@@ -118,9 +122,10 @@ class UsbCore:
         for served in exports:
             known = self._exports.get(served.record.export_id)
             if known is None:
-                self._exports[served.record.export_id] = _Export(served, Extents(limits.HOST_ARENA_BYTES))
+                space = Extents(limits.HOST_ARENA_BYTES)
+                self._exports[served.record.export_id] = _Export(served, served.role, space)
             elif known.served != served:
-                known.served, known.source = served, None
+                known.served, known.role, known.source = served, served.role, None
         self._offered = frozenset(served.record.export_id for served in exports)
         busy = {work.request.export_id for work in self._by_sequence.values()}
         gone = [e for n, e in self._exports.items() if n not in self._offered | busy and not (e.work or e.orphans)]
@@ -146,7 +151,7 @@ class UsbCore:
             export.waiting.clear()
         for work in self._by_sequence.values():
             if work.stage is Stage.SENDING and work.offset is not None:
-                self._space(work).free(work.offset)
+                self._exports[work.request.export_id].space.free(work.offset)
         self._by_sequence.clear()
 
     # -- Requests ------------------------------------------------------------------------------------------------
@@ -156,10 +161,10 @@ class UsbCore:
 
     def requested(self, record: Record) -> tuple[int | None, list[Action]]:
         """v1: the first record of a Request. Also its sequence, if a payload follows it. WireError as `received`."""
-        request = Request(record.op, record.request_id, record.export_id, record.lba, record.blocks, record.mark)
-        if record.data_bytes and request.op is not Op.WRITE:
+        if record.data_bytes and record.op is not Op.WRITE:
             raise WireError(f"data with a Request that has none: {record}")
-        return self._requested(request)
+        r = record
+        return self._requested(Request(r.op, r.request_id, r.export_id, r.lba, r.blocks, r.mark))
 
     def request_of(self, sequence: int) -> Request:
         """What a source was given as `sequence`."""
@@ -178,7 +183,7 @@ class UsbCore:
         if len(export.work) >= limits.MAX_IN_FLIGHT:
             raise WireError(f"export {request.export_id:#x}: more than {limits.MAX_IN_FLIGHT} requests in flight")
         served = export.served
-        size = request.blocks * served.record.block_size if request.op in (Op.READ, Op.WRITE) else 0
+        size = request.blocks * served.record.block_size if request.op <= Op.WRITE else 0
         if request.op is Op.WRITE and size > limits.MAX_REQUEST_BYTES:
             raise WireError(f"a write of {size} bytes is more than {limits.MAX_REQUEST_BYTES}: {request}")
         self._sequence += 1
@@ -191,7 +196,7 @@ class UsbCore:
         export.work[request.request_id] = work
         self._by_sequence[work.sequence] = work
         has_payload = request.op is Op.WRITE and size > 0
-        return work.sequence if has_payload else None, list(self._enter(export, work))
+        return work.sequence if has_payload else None, self._enter(export, work)
 
     def _unknown(self, request: Request) -> list[Action]:
         if request.op is Op.WRITE:
@@ -200,37 +205,36 @@ class UsbCore:
         self.refused.append(f"{request.op.name} of export {request.export_id:#x}, which we do not serve")
         return [Answer(Response.to(request, EINVAL), self._sequence, 0, 0)]
 
-    def _enter(self, export: _Export, work: Work) -> Iterator[Action]:
+    def _enter(self, export: _Export, work: Work) -> list[Action]:
         if work.request.op is Op.WRITE and self._ordered:
             self._takes.append(work)
         if not work.payload_bytes:
-            yield from self._ready(export, work)
-        elif work.status:  # thrown away, so it needs no space, only its turn
-            yield from self._take(work)
-        else:
-            export.waiting.append(work)
-            yield from self._give_space(export)
+            return self._ready(export, work)
+        if work.status:  # thrown away, so it needs no space, only its turn
+            return self._take(work)
+        export.waiting.append(work)
+        return self._give_space(export)
 
-    def _give_space(self, export: _Export) -> Iterator[Action]:
+    def _give_space(self, export: _Export) -> list[Action]:
         """First come, first served: a big one must not starve behind small ones."""
+        actions: list[Action] = []
         while export.waiting:
             work = export.waiting[0]
             work.offset = export.space.take(work.payload_bytes)
             if work.offset is None:
-                return
+                break
             export.waiting.popleft()
-            if work.request.op is Op.WRITE:
-                yield from self._take(work)
-            else:
-                yield from self._ready(export, work)
+            actions += self._take(work) if work.request.op is Op.WRITE else self._ready(export, work)
+        return actions
 
-    def _take(self, work: Work) -> Iterator[Action]:
+    def _take(self, work: Work) -> list[Action]:
         work.stage = Stage.TAKING
-        takes = self._takes if self._ordered else deque((work,))
-        while takes and takes[0].stage is Stage.TAKING:
-            work = takes.popleft()
-            export_id = None if work.offset is None else work.request.export_id
-            yield Take(work.sequence, export_id, work.offset or 0, work.payload_bytes)
+        if not self._ordered:
+            return [_take_of(work)]
+        actions: list[Action] = []
+        while self._takes and self._takes[0].stage is Stage.TAKING:
+            actions.append(_take_of(self._takes.popleft()))
+        return actions
 
     def taken(self, sequence: int) -> list[Action]:
         """The write payload of `sequence` is in the arena, or thrown away."""
@@ -240,26 +244,24 @@ class UsbCore:
         export = self._exports[work.request.export_id]
         if work.status:
             return [self._answer(export, work, work.status)]
-        return list(self._ready(export, work))
+        return self._ready(export, work)
 
     # -- sources -------------------------------------------------------------------------------------------------
-    def _ready(self, export: _Export, work: Work) -> Iterator[Action]:
+    def _ready(self, export: _Export, work: Work) -> list[Action]:
         work.stage = Stage.READY
-        if export.source is not None and not export.orphans:
-            yield self._dispatch(export, work)
+        return [] if export.source is None or export.orphans else [self._dispatch(export, work)]
 
-    def _release(self, export: _Export) -> Iterator[Action]:
+    def _release(self, export: _Export) -> list[Action]:
         if export.source is None or export.orphans:
-            return
-        for work in sorted(export.work.values(), key=lambda work: work.sequence):
-            if work.stage is Stage.READY:
-                yield self._dispatch(export, work)
+            return []
+        ready = [work for work in export.work.values() if work.stage is Stage.READY]
+        return [self._dispatch(export, work) for work in sorted(ready, key=lambda work: work.sequence)]
 
     @staticmethod
     def _dispatch(export: _Export, work: Work) -> Dispatch:
         work.stage = Stage.AT_SOURCE
         r = work.request
-        return Dispatch(export.served.role, [work.sequence, int(r.op), work.offset or 0, r.lba, r.blocks, r.flags])
+        return Dispatch(export.role, [work.sequence, int(r.op), work.offset or 0, r.lba, r.blocks, r.flags])
 
     def source_arrived(self, role: str, generation: int, record: ExportRecord, read_only: bool) -> list[Action]:
         """A new incarnation of a source: its predecessor is dead, so whatever was there has ended, done or not.
@@ -289,7 +291,7 @@ class UsbCore:
         """COMPLETIONS of the source that is here: list of [sequence, status]. WireError if it is anything else."""
         if not isinstance(body, list) or not all(_is_completion(item) for item in body):
             raise WireError(f"{role}: COMPLETIONS is not a list of [sequence, status]")
-        export = next((e for e in self._exports.values() if e.served.role == role), None)
+        export = next((e for e in self._exports.values() if e.role == role), None)
         if export is None:
             return []
         actions: list[Action] = []
@@ -297,19 +299,17 @@ class UsbCore:
             actions += self._completed(export, sequence, status)
         return actions
 
-    def _completed(self, export: _Export, sequence: int, status: int) -> Iterator[Action]:
+    def _completed(self, export: _Export, sequence: int, status: int) -> list[Action]:
         if sequence in export.orphans:
             offset = export.orphans.pop(sequence)
             if offset is not None:
                 export.space.free(offset)
-            yield from self._release(export)
-            yield from self._give_space(export)
-            return
+            return [*self._release(export), *self._give_space(export)]
         work = self._by_sequence.get(sequence)
-        if work is None or work.stage is not Stage.AT_SOURCE or work.served != export.served:
-            return  # of an attachment before the last source died
-        yield self._answer(export, work, status)
-        yield from self._give_space(export)
+        if work is None or work.stage is not Stage.AT_SOURCE or not work.of(export.served):
+            return []  # of an attachment before the last source died
+        answer = self._answer(export, work, status)
+        return [answer, *self._give_space(export)] if export.waiting else [answer]
 
     # -- Responses -----------------------------------------------------------------------------------------------
     def _answer(self, export: _Export, work: Work, status: int) -> Answer:
@@ -329,12 +329,10 @@ class UsbCore:
         if work is None or work.stage is not Stage.SENDING:
             return []
         del self._by_sequence[sequence]
+        export = self._exports[work.request.export_id]
         if work.offset is not None:
-            self._space(work).free(work.offset)
-        return list(self._give_space(self._exports[work.request.export_id]))
-
-    def _space(self, work: Work) -> Extents:
-        return self._exports[work.request.export_id].space
+            export.space.free(work.offset)
+        return self._give_space(export)
 
     # -- for the shell -------------------------------------------------------------------------------------------
     def offered(self) -> list[Served]:
@@ -371,6 +369,11 @@ def _refusal(request: Request, served: Served, v0: bool) -> tuple[int, str]:
     if served.read_only and request.op in (Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES):
         return EROFS, f"{request.op.name}, but it is read-only"
     return 0, ""
+
+
+def _take_of(work: Work) -> Take:
+    export_id = None if work.offset is None else work.request.export_id
+    return Take(work.sequence, export_id, work.offset or 0, work.payload_bytes)
 
 
 def _is_completion(item: object) -> bool:

@@ -183,7 +183,8 @@ class Usb:
         trace.point("usb.request.arrived")
         sequence, actions = self._core.requested(record)
         self._do(actions)
-        self._tell_refused()
+        if self._core.refused:
+            self._tell_refused()
         return sequence
 
     def _tell_refused(self) -> None:
@@ -203,7 +204,9 @@ class Usb:
         self._do(self._core.taken(sequence))
 
     def sent(self, sequence: int) -> None:
-        self._do(self._core.sent(sequence))
+        actions = self._core.sent(sequence)
+        if actions:
+            self._do(actions)
 
     def controlled(self, serial: int, error: int, data: bytes) -> None:
         self._session.send("session", Kind.NOTE, {"note": "controlled", "serial": serial, "error": error, "data": data})
@@ -254,16 +257,16 @@ class Usb:
     def _do(self, actions: list[Action]) -> None:
         here = self._attachment
         for action in actions:
-            if isinstance(action, Dispatch):
+            if type(action) is Dispatch:
                 self._batches[action.role].append(action.item)
-                if follow.on():
+                if follow.on:
                     self._follow(action)
             elif here is None:
                 continue  # answers of an ended attachment: nobody is there to hear them
-            elif isinstance(action, Take):
-                here.take(action.sequence, self._place(action), action.size_bytes)
-            else:
+            elif type(action) is Answer:
                 self._answer(here, action)
+            elif type(action) is Take:
+                here.take(action.sequence, self._place(action), action.size_bytes)
 
     def _place(self, take: Take) -> int | None:
         if take.export_id is None:
@@ -279,7 +282,7 @@ class Usb:
 
     def _answer(self, here: Attachment, answer: Answer) -> None:
         self._counts["responses"] += 1
-        if follow.on():
+        if follow.on:
             response = answer.response
             io = follow.io_id(response.export_id, response.request_id)
             follow.step(io, "answering", status=response.status, payload=answer.size_bytes)

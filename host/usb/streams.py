@@ -36,27 +36,30 @@ class Stream:
     def __init__(self, streams: "Streams", pipe: Pipe, deep: int) -> None:
         self.pipe, self._streams, self._deep = pipe, streams, deep
         self._endpoint, self._kind = streams.device.endpoints[pipe], pipe.urb_kind
-        self._waiting: deque[tuple[int, int, Ended]] = deque()
+        self.waiting: deque[tuple[int, int, Ended]] = deque()
         self.in_flight = 0
 
     def __len__(self) -> int:
         """Transfers queued that have not ended."""
-        return len(self._waiting) + self.in_flight
+        return len(self.waiting) + self.in_flight
 
     def queue(self, address: int, size_bytes: int, ended: Ended) -> None:
         """Behind what is there. The memory is of whom `ended` belongs to, who stays until the transfer is reaped."""
-        self._waiting.append((address, size_bytes, ended))
-        self.pump()
+        if self.waiting or self.in_flight >= self._deep:
+            self.waiting.append((address, size_bytes, ended))
+            return self.pump()
+        self._streams.submit(self, self._kind, self._endpoint, address, size_bytes, ended)
+        self.in_flight += 1
 
     def pump(self) -> None:
-        while self._waiting and self.in_flight < self._deep:
-            address, size_bytes, ended = self._waiting.popleft()
+        while self.waiting and self.in_flight < self._deep:
+            address, size_bytes, ended = self.waiting.popleft()
             self._streams.submit(self, self._kind, self._endpoint, address, size_bytes, ended)
             self.in_flight += 1
 
     def forget(self) -> None:
         """What waits is not sent, and nobody is told of what is with the kernel."""
-        self._waiting.clear()
+        self.waiting.clear()
         self.in_flight = 0
 
 
@@ -116,7 +119,8 @@ class Streams:
                 self._failed(stream.pipe, reaped.error)
                 continue
             ended(reaped.size_bytes)
-            stream.pump()
+            if stream.waiting:
+                stream.pump()
 
     def forget(self) -> None:
         """No data transfer that is with the kernel counts any more; ep0 goes on."""

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_ioctl = _libc.ioctl
 
 SETUP_BYTES: Final = 8  # struct usb_ctrlrequest, before the data of a control URB
 
@@ -110,7 +111,7 @@ class UsbFs:
         """ENOENT if there is no such device, EACCES without permission."""
         self.fd = os.open(f"/dev/bus/usb/{bus:03}/{address:03}", os.O_RDWR | os.O_CLOEXEC)
         self._urbs: dict[int, tuple[int, _Urb]] = {}  # in the kernel's hands, with their numbers, by address
-        self._spare: list[_Urb] = []
+        self._spare: list[tuple[int, _Urb]] = []  # with their addresses
         self._next = 1
         self._reaped = ctypes.c_void_p()
         self._reaped_at = ctypes.addressof(self._reaped)
@@ -127,23 +128,27 @@ class UsbFs:
         EPIPE if the endpoint is halted (xHCI), ENOENT if the interface has no such endpoint, ENOMEM past usbfs's memory
         limit (usbfs_memory_mb).
         """
-        urb = self._spare.pop() if self._spare else _Urb()
+        if self._spare:
+            where, urb = self._spare.pop()
+        else:
+            urb = _Urb()
+            where = ctypes.addressof(urb)
         number, self._next = self._next, self._next + 1
         _WHAT.pack_into(urb, 0, kind, endpoint, 0, 0, address, size_bytes, 0)
-        where = ctypes.addressof(urb)
         self._ioctl(_SUBMITURB, where)
         self._urbs[where] = (number, urb)
         return number
 
     def reap(self) -> Reaped | None:
         """One URB that has ended; None if none has. ENODEV: the device is gone, and all of its URBs were reaped."""
-        if _libc.ioctl(self.fd, _REAPURBNDELAY, self._reaped_at) < 0:
+        if _ioctl(self.fd, _REAPURBNDELAY, self._reaped_at) < 0:
             code = ctypes.get_errno()
             if code == errno.EAGAIN:  # each wake-up ends here: no exception for that
                 return None
             raise OSError(code, os.strerror(code))
-        number, urb = self._urbs.pop(self._reaped.value or 0)
-        self._spare.append(urb)
+        where = self._reaped.value or 0
+        number, urb = self._urbs.pop(where)
+        self._spare.append((where, urb))
         return Reaped(number, -urb.status, urb.actual_length)
 
     def discard(self, number: int) -> None:
@@ -203,7 +208,7 @@ class UsbFs:
         self._ioctl(request, ctypes.addressof(ctypes.c_uint(value)))
 
     def _ioctl(self, request: int, address: int) -> int:
-        result: int = _libc.ioctl(self.fd, request, address)
+        result: int = _ioctl(self.fd, request, address)
         if result < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))

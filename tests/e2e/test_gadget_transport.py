@@ -46,7 +46,7 @@ class Recorder:
     def message(self, data: bytes) -> None: ...
     def filled(self, pending: Pending, epoch: int) -> None: ...
     def left(self, pending: Pending, epoch: int) -> None: ...
-    def record(self, record: Record, address: int) -> None: ...
+    def records(self, placed: list[tuple[Record, int]], frame: memoryview) -> None: ...
 
 
 @pytest.fixture
@@ -135,3 +135,18 @@ def test_an_enable_between_two_looks_at_ep0_makes_what_was_submitted_there_doubt
     run_until(loop, "the link to start over", lambda: handler.enables == 3)
     assert handler.losses == ["enabled anew", "re-enumerating"]
     host.close()
+
+
+def test_a_frame_whose_end_tells_nobody_is_found_when_the_link_is_lost(tree: GadgetTree, tmp_path: Path) -> None:
+    """Until the kernel has let go of all transfers of an epoch, nothing is read into a slot in the next one."""
+    loop, handler = Loop(), Recorder()
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler, {})
+    transport.bind()
+    run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.begin_data(Peer.V1, 1)  # and not armed: no read, whose end tells, ends with the link
+    transport.send(Send(PENDING, 0), 1, 0)
+    transport.submit()
+    assert transport._endpoints.payloads_in.in_flight == 1
+    tree.unbind()
+    run_until(loop, "the loss of the link", lambda: len(handler.losses) == 1)
+    run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)

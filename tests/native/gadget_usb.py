@@ -30,8 +30,9 @@ class AioContext:
         self._line, self._depth = Line("aio"), depth
         self.eventfd, self.writes, self._next = self._line.fd, 0, 0
         self._addresses: dict[int, int] = {}
+        self._untold: set[int] = set()
 
-    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int, told: bool = True) -> int:
         if len(self._addresses) >= self._depth:
             raise BlockingIOError(errno.EAGAIN, "all transfers are outstanding")
         data, size = b"", length
@@ -43,15 +44,21 @@ class AioContext:
             size = len(data)
         self._next += 1
         self._addresses[self._next] = address
-        self._line.send(self._next, identity(fd), size, data)
+        if not told:
+            self._untold.add(self._next)
+        self._line.send(self._next, identity(fd), size, data, told)
         return self._next
 
     def completions(self, reset: bool = True) -> list[tuple[int, int]]:
         done = []
-        for number, result, data in self._line.pushed():
+        pushed = self._line.pushed()
+        if self._untold and not pushed:
+            self._line.send()  # whoever looks without having been told: what has ended comes at once
+        for number, result, data in pushed:
             address = self._addresses.pop(number)
             if data:
                 ctypes.memmove(address, data, len(data))
+            self._untold.discard(number)
             done.append((number, result))
         return done
 

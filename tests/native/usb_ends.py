@@ -66,10 +66,15 @@ class AioEnd:
     def __init__(self, ends: "UsbEnds", connection: Connection) -> None:
         self._ends, self._connection = ends, connection
         self._outstanding: dict[int, bool] = {}  # by number: is it a read
+        self._untold: dict[int, list[Any] | None] = {}  # by number: how it ended, if it has
         connection.answer()
 
     def heard(self, message: list[Any]) -> None:
-        number, inode, length, data = message
+        if not message:
+            return self._push_untold()
+        number, inode, length, data, told = message
+        if not told:
+            self._untold[number] = None
         function, name = self._ends.files[inode]
         aio = Aio(self, number, 0, length, data)
         self._outstanding[number] = not self._ends.link.pipes[name].inbound
@@ -85,7 +90,18 @@ class AioEnd:
         reads = self._outstanding.pop(aio.number, None)
         if reads is not None:
             data = aio.data if reads and result > 0 else b""
+            if aio.number in self._untold:
+                self._untold[aio.number] = [aio.number, result, data]
+                return
+            self._push_untold()
             self._connection.push([aio.number, result, data], len(data))
+
+    def _push_untold(self) -> None:
+        """The context's ring has them in order; its owner sees them when it looks."""
+        for number, end in list(self._untold.items()):
+            if end is not None:
+                del self._untold[number]
+                self._connection.push(end)
 
     def closed(self) -> None:
         self._outstanding.clear()

@@ -43,11 +43,13 @@ class AioContext:
         self._next = 0
         self._outstanding: dict[int, Aio] = {}
         self._done: list[tuple[int, int]] = []
-        self._waitable = Waitable(run.world, lambda: bool(self._done))
+        self._untold: set[int] = set()
+        self._told = False  # is there anything in `eventfd`
+        self._waitable = Waitable(run.world, lambda: self._told)
         self.eventfd = self._waitable.number
         self._process.on_death.append(self._died)
 
-    def submit(self, command: Command, fd: int, address: int, length: int) -> int:
+    def submit(self, command: Command, fd: int, address: int, length: int, told: bool = True) -> int:
         self._process.effect(f"aio {command.name}")
         if len(self._outstanding) >= self._depth:
             raise BlockingIOError(errno.EAGAIN, "all transfers are outstanding")
@@ -61,6 +63,8 @@ class AioContext:
         self._next += 1
         aio = Aio(self, self._next, address, size, data)
         self._outstanding[aio.number] = aio
+        if not told:
+            self._untold.add(aio.number)
         _, name = self._link.functions[fd]
         self._link.gadget_submit(name, aio)
         return aio.number
@@ -72,10 +76,13 @@ class AioContext:
     def ended(self, aio: Aio, result: int) -> None:
         if self._outstanding.pop(aio.number, None) is not None and self._process.alive:
             self._done.append((aio.number, result))
+            if aio.number in self._untold:
+                return self._untold.discard(aio.number)
+            self._told = True
             self._waitable.poke()
 
     def completions(self, reset: bool = True) -> list[tuple[int, int]]:
-        done, self._done = self._done, []
+        done, self._done, self._told = self._done, [], False
         return done
 
     def _died(self) -> None:

@@ -28,7 +28,7 @@ from tests.sim.world import Violation
 
 SEEDS = range(120)
 GROUPS = 6
-MUTATION_SEEDS = range(200)
+MUTATION_SEEDS = range(200, 400)
 
 
 @cache

@@ -47,6 +47,6 @@ SESSION_SELDOM: Reasons = {
     **_all((_S.ONLINE,), _E.INACTIVE, "a v0 gadget whose usb died, and STATUS asked before its re-enumeration"),
     **_all((_S.IDENT, _S.CONFIG), _E.RESTARTED, "a new epoch begins within the hand-shake of the last"),
     **_all((_S.CONFIG, _S.DETACHING, _S.RESTARTING), _E.USB_NEW, "usb dies within a step of a few ms"),
-    **_all((_S.RESTARTING, _S.SEARCHING), _E.DETACHED, "usb lets go within a step of a few ms, or says so twice"),
+    **_all((_S.CONFIG, _S.RESTARTING, _S.SEARCHING), _E.DETACHED, "usb lets go within a few ms, or says so twice"),
     **_all((_S.SEARCHING, _S.DETACHING), _E.ATTACHED, "usb answers what a predecessor of the session had asked for"),
 }

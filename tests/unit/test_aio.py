@@ -70,6 +70,15 @@ def test_the_eventfd_is_readable_only_while_there_is_something(aio: AioContext, 
     assert aio.completions() == []
 
 
+def test_an_end_that_is_not_told_is_found_by_who_looks(aio: AioContext, memory: mmap.mmap, file: int) -> None:
+    quiet = aio.submit(Command.PWRITE, file, address_of(memory), 1, told=False)
+    told = aio.submit(Command.PWRITE, file, address_of(memory), 2)
+    assert os.eventfd_read(aio.eventfd) == 1
+    assert sorted(aio.completions(reset=False)) == sorted([(quiet, 1), (told, 2)])
+    aio.submit(Command.PWRITE, file, address_of(memory), 3)  # the same iocb as one that was not told
+    assert select.select([aio.eventfd], [], [], 5)[0]
+
+
 def test_a_bad_address_is_that_transfers_result_and_nobody_elses(aio: AioContext, memory: mmap.mmap, file: int) -> None:
     good = aio.submit(Command.PWRITE, file, address_of(memory), 8)
     bad = aio.submit(Command.PWRITE, file, 8, 8)

@@ -87,4 +87,4 @@ def test_what_waits_to_be_framed_can_be_counted_and_completions_are_pairs() -> N
     packer: Packer[int] = Packer(1)
     packer.add(Record(Op.READ, 0, 1, 0xA, 0, 1), 0, 1)
     assert len(packer) == 1
-    assert parse_completions([[1, 0], [2, 5]]) == [(1, 0), (2, 5)]
+    assert parse_completions([[1, 0], [2, 5]]) == [[1, 0], [2, 5]]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from common import limits, wire
 from common.errors import WireError
-from common.wire import ConfigExports, ExportRecord, Ident, Op, Request, Response, Status
+from common.wire import ConfigExports, ExportRecord, Ident, Op, Request, Response, Status, answers
 
 EXPORT = ExportRecord(0x11223344, 4096, 1 << 26)
 
@@ -137,6 +137,6 @@ def test_request_at_the_edge_is_inside(op: Op, lba: int, blocks: int) -> None:
 
 def test_response_answers_only_the_request_with_all_its_fields() -> None:
     request = Request(Op.READ, 7, 1, 2, 3)
-    assert Response.to(request, 5).answers(request)
+    assert answers(Response.to(request, 5), request)
     for other in (Request(Op.WRITE, 7, 1, 2, 3), Request(Op.READ, 8, 1, 2, 3), Request(Op.READ, 7, 1, 3, 3)):
-        assert not Response.to(request, 0).answers(other)
+        assert not answers(Response.to(request, 0), other)
