@@ -51,9 +51,9 @@ unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds o
 sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
 	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
 
-explore: setup ## every kill point of a small workload, alone and in pairs (hours; goes on where it was ended): KILLS=1 SLOW=WRITE WHO=any AT=57.1,203
-	@KILLS=$(KILLS) SLOW=$(SLOW) WHO=$(WHO) SHARE=$(SHARE) AT=$(AT) FAULT=$(FAULT) JOBS=$(JOBS) \
-		OUT=$(RESULTS)/explore/$(or $(KILLS),2)$(subst $() ,,$(foreach word,$(WHO) $(SLOW) $(FAULT),.$(word))).jsonl $(RUN) -m tests.sim.explore
+explore: setup ## every kill point of a small workload, alone and in pairs (hours; goes on where it was ended): KILLS=1 SLOW=WRITE WHO=any V0=1 AT=57.1,203
+	@KILLS=$(KILLS) SLOW=$(SLOW) WHO=$(WHO) V0=$(V0) SHARE=$(SHARE) AT=$(AT) FAULT=$(FAULT) JOBS=$(JOBS) \
+		OUT=$(RESULTS)/explore/$(or $(KILLS),2)$(subst $() ,,$(foreach word,$(WHO) $(SLOW) $(if $(V0),v0) $(FAULT),.$(word))).jsonl $(RUN) -m tests.sim.explore
 
 mutants: setup ## generated faults in the cores, each to be noticed by a test (hours; goes on where it was ended): ONLY=host.usb.core
 	@ONLY="$(ONLY)" JOBS=$(JOBS) SEEDS=$(SEEDS) $(RUN) -m tests.mutants

@@ -38,7 +38,8 @@ class Plan:
     jobs: int = 1  # branches at the same time
     anybody: bool = False  # not only who is about to act dies, but each process before each event
     first: Callable[[int], bool] = lambda place: True  # is this first place to be explored?
-    slow: str = ""  # see SteadyRun
+    slow: str = ""  # this and the next: see SteadyRun
+    v0: bool = False
 
 
 class Places:

@@ -7,9 +7,9 @@ branch has been in (tests.sim.state) is not gone through again.
 
 The environment: KILLS (2) in one run at most; JOBS branches at a time; OUT the file of results, which a later call goes
 on with; SHARE=0/4 only each fourth first place; WHO=any: not only who is about to act dies, but each process before
-each event of the whole; SLOW=WRITE: the first write at each source takes 0.2 s (or READ, FLUSH, DISCARD);
-FAULT=no_fence: with that deliberate fault of tests.sim.mutations. AT=57.1,203 runs that branch alone and prints its
-last events (TAIL=300: more).
+each event of the whole; SLOW=WRITE: the first write at each source takes 0.2 s (or READ, FLUSH, DISCARD); V0=1: the old
+wire; FAULT=no_fence: with that deliberate fault of tests.sim.mutations. AT=57.1,203 runs that branch alone and prints
+its last events (TAIL=300: more).
 """
 
 import gc
@@ -100,7 +100,7 @@ def explore(plan: Plan, results: Results) -> int:
     gc.collect()
     gc.freeze()
     gc.disable()  # what is not collected is not copied either, and a branch is short
-    run = branches.run = SteadyRun(branches, plan.slow)
+    run = branches.run = SteadyRun(branches, plan.slow, plan.v0)
     end = judged(run)
     if branches.kills:
         leaf(end)
@@ -116,7 +116,7 @@ def report(results: Results, places: int, took_s: float) -> int:
     failures = [line for line in lines if _kind(line) == "failed"]
     for line in failures[:20]:
         print(f"\n{line['path']} ({', then '.join(line['killed'])}): {line['end']}")
-        print(f"again: make explore AT={line['path']}, with the same WHO and SLOW")
+        print(f"again: make explore AT={line['path']}, with the same WHO, SLOW and V0")
     ends = Counter((len(line["killed"]), _kind(line)) for line in lines)
     for kills in sorted({kills for kills, _ in ends}):
         branches = {kind: ends[kills, kind] for kind in (WELL, EQUAL, "failed")}
@@ -134,10 +134,10 @@ def _kind(line: dict[str, Any]) -> str:
     return line["end"] if line["end"] in (WELL, EQUAL) else "failed"
 
 
-def again(path: str, anybody: bool, slow: str) -> int:
+def again(path: str, anybody: bool, slow: str, v0: bool) -> int:
     """One branch, with its trace."""
     replay = Replay(path, anybody)
-    run = replay.run = SteadyRun(replay, slow)
+    run = replay.run = SteadyRun(replay, slow, v0)
     end = judged(run)
     print(run.world.tail(int(os.environ.get("TAIL") or 60)))
     print(f"{replay.path}: {end}")
@@ -145,7 +145,7 @@ def again(path: str, anybody: bool, slow: str) -> int:
 
 
 def main() -> int:
-    names = ("KILLS", "JOBS", "OUT", "SHARE", "WHO", "AT", "FAULT", "SLOW")
+    names = ("KILLS", "JOBS", "OUT", "SHARE", "WHO", "AT", "FAULT", "SLOW", "V0")
     said = {name: os.environ[name] for name in names if os.environ.get(name)}
     with next((fault() for fault in MUTATIONS if fault.__name__ == said.get("FAULT")), nullcontext()):
         return _as(said)
@@ -154,7 +154,7 @@ def main() -> int:
 def _as(said: dict[str, str]) -> int:
     anybody = said.get("WHO") == "any"
     if "AT" in said:
-        return again(said["AT"], anybody, said.get("SLOW", ""))
+        return again(said["AT"], anybody, said.get("SLOW", ""), "V0" in said)
     results = Results(Path(said.get("OUT", "explore.jsonl")), product())
     share, of = map(int, said.get("SHARE", "0/1").split("/"))
     plan = Plan(
@@ -163,6 +163,7 @@ def _as(said: dict[str, str]) -> int:
         anybody,
         lambda place: place not in results.done and place % of == share,
         said.get("SLOW", ""),
+        "V0" in said,
     )
     began = time.monotonic()
     places = explore(plan, results)

@@ -127,11 +127,13 @@ class SteadyDisk(Disk):
 
 
 class SteadyRun(Run):
-    """The small workload under `guide`. `slow`: the operation (Op) whose first job at each source takes long."""
+    """The small workload under `guide`. `slow`: the operation (Op) whose first job at each source takes long; `v0`: the
+    gadget speaks the old wire."""
 
-    def __init__(self, guide: Guide, slow: str = "") -> None:
+    def __init__(self, guide: Guide, slow: str = "", v0: bool = False) -> None:
         self.guide = guide
         super().__init__(0, world=SteadyWorld(guide))
+        self.v0 = self.link.v0 = v0
         self.disks = {name: SteadyDisk(self.world, len(disk.bytes), slow) for name, disk in self.disks.items()}
         self.left = {export_id: list(ops) for export_id, ops in OPS.items()}  # what is still to be done
         self._settled = 0.0  # then the last birth has been noticed

@@ -146,6 +146,42 @@ def test_kills_that_leave_something_else_behind_do_not() -> None:
     assert state_after("host", "source.a1", JOB, 1) == queued, "the same run has the same states"
 
 
+class Heard(Replay):
+    """A branch whose words after the state that is digested are kept, and how long after it."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(str(place))
+        self.state: int | None = None
+        self.future: list[tuple[float, str]] = []
+
+    def born(self) -> None:
+        run = self.run
+        if run is None or not self.kills or self.state is not None or not run.all_live():
+            return
+        self.state, began, say = digest(run), run.world.now, run.world.say
+
+        def heard(text: str) -> None:
+            self.future.append((round(run.world.now - began, 6), text))
+            say(text)
+
+        run.world.say = heard  # type: ignore[method-assign]
+
+
+def test_what_comes_to_the_same_state_has_the_same_future() -> None:
+    """Else a branch that is not gone through might have ended badly."""
+    futures: dict[int, list[list[tuple[float, str]]]] = {}
+    for place in range(140, 155):
+        guide = Heard(place)
+        run = guide.run = SteadyRun(guide)
+        assert judged(run) == WELL
+        assert guide.state is not None and guide.future
+        futures.setdefault(guide.state, []).append(guide.future)
+    assert len(futures) < 15, "none of these met"
+    assert len(futures) > 1
+    for same in futures.values():
+        assert all(future == same[0] for future in same)
+
+
 def test_a_run_without_a_kill_has_the_places_that_a_path_counts() -> None:
     replay = Replay("")
     run = replay.run = SteadyRun(replay)
