@@ -103,6 +103,8 @@ bench-check: setup ## the same ratios again; one that is 15 % worse than in docs
 system: setup .setup/debian/.done ## units under a real systemd, a real udevd, three gadgets, the deb, the doctor: minutes; not in test
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py tests/system/test_openrc.py
+	timeout --foreground -k 20 1400 $(RUN) -m tools.vm run --timeout 1300 -- \
+		$(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_existing_ffs.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_udev_disks.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \

@@ -7,6 +7,7 @@ closing the last one unbinds the gadget.
 
 import contextlib
 import errno
+import fcntl
 import os
 import struct
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _INTERFACE = struct.Struct("<BBBBBBBBB")  # usb_interface_descriptor
 _ENDPOINT = struct.Struct("<BBBBHB")  # usb_endpoint_descriptor_no_audio
 _COMPANION = struct.Struct("<BBBBH")  # usb_ss_ep_comp_descriptor
 _EVENT = struct.Struct("<BBHHHB3x")  # usb_functionfs_event: usb_ctrlrequest, type, padding
+_ENDPOINT_DESC: Final = 0x80096782  # FUNCTIONFS_ENDPOINT_DESC: _IOR('g', 130, struct usb_endpoint_descriptor)
 _MAX_EVENTS: Final = 4  # f_fs keeps at most four
 _INTERRUPT, _BULK = 3, 2
 
@@ -91,6 +93,18 @@ def _super_speed(identity: Identity) -> bytes:
         data += _ENDPOINT.pack(7, 5, address, kind, 1024, 1 if interrupt else 0)
         data += _COMPANION.pack(6, 0x30, 0, 0, 1024 if interrupt else 0)
     return data
+
+
+def packet_bytes(endpoint: int) -> int:
+    """wMaxPacketSize of an endpoint in the present connection, by its descriptor; 0 while it is not enabled."""
+    descriptor = bytearray(9)  # with the two fields of audio endpoints, which others leave
+    try:
+        fcntl.ioctl(endpoint, _ENDPOINT_DESC, descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.ESHUTDOWN, errno.ENODEV):
+            raise
+        return 0
+    return int.from_bytes(descriptor[4:6], "little")
 
 
 class Ep0:

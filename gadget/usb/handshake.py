@@ -38,6 +38,7 @@ class Handshake:
         self._count = 0
         self._agreed: frozenset[int] = frozenset()
         self.active = False
+        self.mute: Callable[[], bool] = lambda: False  # the host is to find nobody here, and to begin anew
         self.draining: Callable[[], bool] = lambda: False  # is something of an ejected export still on the wire?
 
     def forget(self) -> None:
@@ -70,7 +71,7 @@ class Handshake:
         return None
 
     def _tell_status(self, setup: Setup) -> None:
-        if self.session_id is None:
+        if self.session_id is None or self.mute():
             return setup.stall()
         active = self.active and not self.draining()
         setup.reply(Status(active, len(self._agreed), self.session_id).encode())

@@ -46,8 +46,10 @@ class Usb:
         self._refusals = Refusals(role.log, role.loop.now)
         self._since = datetime.now(UTC)
         role.status = self._status
-        tree = tree_of(role.runtime, role.args, udc.choose(role.args.get("udc")))
+        controller = "" if role.args.get("ffs_dir") else udc.choose(role.args.get("udc"))
+        tree = tree_of(role.runtime, role.args, controller)
         self._transport = Transport(role.loop, role.log, tree, self, role.birth.fds, self._holds)
+        self._handshake.mute = lambda: self._transport.mute
         self._keeping = Keeping(role, kept.names(), self._transport.fds())
         self._queues = role.serve("data", self._queue_arrived, self._from_queue)
         self._session = role.serve("session", self._session_arrived, self._from_session)
@@ -128,6 +130,7 @@ class Usb:
             self._role.log.warning(f"a set of exports before the link began anew, from a {config.peer.name} host")
             if config.peer is Peer.V0:
                 self._transport.reenumerate()
+                self._tell_link()
         elif config.peer is Peer.V1 and before is not None and before.epoch == config.epoch:
             self._take(config)
             self._event(Event.UPDATED)
@@ -157,6 +160,7 @@ class Usb:
             "state": _LINK_NAME[self._core.link],
             "speed": self._transport.speed,
             "peer": "v1" if self._transport.data_plane is Peer.V1 else "v0",
+            **({"reason": awaits} if (awaits := self._transport.awaits) else {}),
         }
         self._session.send("session", Kind.NOTE, note)
 
@@ -175,6 +179,7 @@ class Usb:
         if known is None:
             self._handshake.session_id = session_id
             self._transport.bind()  # not before: a STATUS must carry the session id
+            self._tell_link()
             self._role.ready()
         elif known != session_id:
             raise Gone(f"the session is {session_id:#x} now, was {known:#x}: the host must see it")

@@ -5,7 +5,8 @@ transfers of an ended epoch are disowned, and `settled` says when the kernel has
 nothing may be read into a slot again, because a late copy could still land there.
 
 A successor that is born with the descriptors takes the link over: with a v1 host by halting bulk IN, so that the
-host sets the interface anew; with a v0 host, which has no boundary in band, by re-enumerating.
+host sets the interface anew; with a v0 host, which has no boundary in band, by re-enumerating. A gadget of
+somebody else (gadget.usb.mounted) is not ours to re-enumerate: there the host finds nobody until it begins anew.
 """
 
 import contextlib
@@ -19,17 +20,18 @@ from bus.loop import Loop, Timer
 from common import limits, trace
 from common.errors import Gone, WireError
 from common.log import Log
-from gadget.usb import kept, predecessor, udc
+from gadget.usb import connection, kept, predecessor
 from gadget.usb.aio import WRITES_BEFORE_WRAP, AioContext, Command
-from gadget.usb.configfs import GadgetTree
 from gadget.usb.core import Pending, Send
 from gadget.usb.endpoint import DEEP, Endpoint, open_file
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
 from gadget.usb.kept import Peer, PeerNote
 from gadget.usb.mm_hold import Hold
+from gadget.usb.mounted import MountedFfs
 from gadget.usb.plane import BrokenLink, Endpoints, Plane, Receiver
 from gadget.usb.plane_v0 import PlaneV0
 from gadget.usb.plane_v1 import PlaneV1
+from gadget.usb.tree import Tree
 
 PACKET_BYTES = {"full-speed": 64, "high-speed": 512, "super-speed": 1024, "super-speed-plus": 1024}  # of bulk
 _REBIND_S = 0.2  # out long enough for the host to see the disconnect
@@ -74,7 +76,7 @@ class Transport:
         self,
         loop: Loop,
         log: Log,
-        tree: GadgetTree,
+        tree: Tree,
         handler: Handler,
         fds: dict[str, int],
         holds: Callable[[bool], Sequence[Hold]] = lambda adopted: (),
@@ -82,14 +84,15 @@ class Transport:
         self._loop, self._log, self._tree, self._handler = loop, log, tree, handler
         self._enabled, self._doubtful = False, False
         self._disowned = 0
+        self.mute = False  # the host is to find nobody, and to begin anew: its gadget is not ours to unbind
         self._armed = self._arming = False  # are reads queued; are they wanted
         self._overdue: Timer | None = None
-        self._adopted = kept.whole(fds) and tree.bound_udc() == tree.udc
+        self._adopted = kept.whole(fds) and connection.is_still(tree, fds["ep0"])
         if self._adopted:
             self._ep0, self._note = Ep0(fds["ep0"]), kept.peer_of(fds)
             self._ep0.abandon()
         else:
-            fds = self._make(holds(False))
+            fds = self._make(holds(False), fds)
         self._aio = AioContext(4 * DEEP + limits.MESSAGE_READS)
         endpoints = [
             Endpoint(name, fds[name], command, self._aio)
@@ -111,7 +114,10 @@ class Transport:
         self._unread.register(self._ep0.fd, select.POLLIN)
         loop.announce(self._aio.eventfd, self._transfers)
 
-    def _make(self, holds: Sequence[Hold]) -> dict[str, int]:
+    def _make(self, holds: Sequence[Hold], left: dict[str, int]) -> dict[str, int]:
+        if isinstance(self._tree, MountedFfs):
+            for fd in left.values():
+                os.close(fd)  # of one that was mounted there before
         predecessor.remove(self._tree, holds)
         self._tree.create()
         place = self._tree.mount_point
@@ -128,19 +134,26 @@ class Transport:
         self._loop.watch(self._ep0.fd, self._events)
         if not self._adopted:
             return self._tree.bind()
+        if self._left_by is Peer.V0 and isinstance(self._tree, MountedFfs):
+            self.mute = True  # of an ENABLE among these nobody knows what our predecessor sent after it
+            return self._happened([event for event in self._early if event.type is EventType.SETUP])
         self._happened(self._early)
         if self._rebind and self._left_by is not Peer.V0:
             self._tree.bind()
         trace.point("usb.taking_over")
-        state = udc.state(self._tree.udc)
-        self._log.info(f"taking over the link: {state or 'no controller'}, the host speaks {self._left_by.name}")
+        configured = connection.configured(self._tree, self._endpoints.payloads_in.fd)
+        how = "configured" if configured else "not configured"
+        self._log.info(f"taking over the link: {how}, the host speaks {self._left_by.name}")
         if self._left_by is Peer.V0:
             self.reenumerate()
-        elif self._left_by is Peer.NONE and state in ("configured", "suspended"):
+        elif self._left_by is Peer.NONE and configured:
             self._begin()  # nobody has moved data: the host may go on where it is
 
     def _succeed(self, holds: Sequence[Hold]) -> None:
         """End what the predecessor had under way; then a v1 host has to be told, if it has not noticed by itself."""
+        if self._left_by is Peer.V0 and isinstance(self._tree, MountedFfs):
+            with contextlib.suppress(OSError):
+                self._endpoints.responses.halt()  # v0 reads there too: nothing more is to arrive while those reads end
         if holds:
             self._rebind = not predecessor.end(holds, self._tree, self._endpoints.payloads_out, self._left_by)
             self._early = self._ep0.events()
@@ -165,7 +178,15 @@ class Transport:
         self.reenumerate()
 
     def reenumerate(self) -> None:
-        """Disconnect and come back: the boundary that v0 has. Everything outstanding is lost first."""
+        """Disconnect and come back: the boundary that v0 has. Everything outstanding is lost first.
+
+        Of a gadget that is not ours we only vanish. Raises Gone if something is queued there: it ends with us.
+        """
+        if isinstance(self._tree, MountedFfs):
+            if self._enabled:
+                raise Gone("the link must start over, and its gadget is not ours to unbind")
+            self.mute = True
+            return
         self._tree.unbind()
         self._lose("re-enumerating")
         self._loop.after(_REBIND_S, self._tree.bind)
@@ -177,7 +198,16 @@ class Transport:
 
     @property
     def speed(self) -> str:
-        return udc.speed(self._tree.udc)
+        return connection.speed(self._tree, self._endpoints.payloads_in.fd)
+
+    @property
+    def awaits(self) -> str:
+        """What it is that only others can do, of a gadget that is not ours; empty if nothing is."""
+        if self._enabled or not isinstance(self._tree, MountedFfs):
+            return ""
+        if self.mute:
+            return "a v0 host must begin anew: pull its cable, or unbind and bind the gadget"
+        return f"{self._tree.mount_point}: waits for its gadget to be bound, and for a host"
 
     def _events(self) -> None:
         self._happened(self._ep0.events())
@@ -197,6 +227,7 @@ class Transport:
 
     def _begin(self) -> None:
         self._enabled, self._armed, self._arming, self._peer = True, False, False, Peer.NONE
+        self.mute = False
         if not self.settled:
             self._overdue = self._loop.after(limits.LET_GO_S, self._not_settled)
         self._handler.enabled()

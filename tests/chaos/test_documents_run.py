@@ -121,6 +121,12 @@ ELSEWHERE = {
         "test_a_gadget_that_poses_as_fastboot_is_found_served_and_healed",
         ("gadget", "up", "--identity", "fastboot"),
     ),
+    "sudo replug gadget up --ffs-dir /dev/usb-ffs/replug": Elsewhere(
+        "tests/system/test_existing_ffs.py", "up", ("gadget", "up", "--ffs-dir")
+    ),
+    "mount -t functionfs -o no_disconnect=1 replug /dev/usb-ffs/replug": Elsewhere(
+        "tests/system/test_existing_ffs.py", "__init__", ("mount", "-t", "functionfs")
+    ),
     "replug status --instance board1": Elsewhere(
         "tests/system/test_several.py", "test_status_of_one_is_json", ("status", "--json", "--instance")
     ),
@@ -167,6 +173,15 @@ NOT_RUN = {
     "tests/chaos/test_native.py",
     "sudo systemctl enable --now replug-gadget@board.service": "only the unit without a name is started by a test",
     "sudo systemctl kill --signal=KILL replug-gadget.service": "wants the installed unit of an older version",
+    **{
+        command: "what the maker of a gadget does: tests/system/test_existing_ffs.py does it by Python"
+        for command in (
+            "mkdir /sys/kernel/config/usb_gadget/g1/functions/ffs.replug",
+            "ln -s /sys/kernel/config/usb_gadget/g1/functions/ffs.replug /sys/kernel/config/usb_gadget/g1/configs/c.1/",
+            "mkdir -p /dev/usb-ffs/replug",
+            "echo fe980000.usb > /sys/kernel/config/usb_gadget/g1/UDC",
+        )
+    },
     **{
         command: "wants a storage server and its tools"
         for command in (

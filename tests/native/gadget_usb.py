@@ -14,7 +14,7 @@ from typing import Any
 from bus.role import Role
 from bus.runtime import Runtime
 from common.wire import Identity
-from gadget.usb import endpoint, role, transport
+from gadget.usb import connection, endpoint, role, transport
 from gadget.usb.aio import Command
 from gadget.usb.functionfs import EventType, FfsEvent
 from tests.native import wire
@@ -150,7 +150,7 @@ for module, name, value in (
     (role, "tree_of", _tree_of),
     (role, "mm_hold", SimpleNamespace(left=lambda *_: [], found=lambda *_: [])),  # transfers end with their process
     (role, "udc", _udc),
-    (transport, "udc", _udc),
+    (connection, "udc", _udc),
     (transport, "AioContext", AioContext),
     (transport, "Ep0", Ep0),
     (transport, "open_file", lambda path: _files[path]),

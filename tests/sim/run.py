@@ -439,7 +439,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("gadget.usb.kept", "PeerNote", ends.PeerNote),
         ("gadget.usb.transport", "select", SimpleNamespace(poll=ends.Poll, POLLIN=select.POLLIN)),
         (
-            "gadget.usb.transport",
+            "gadget.usb.connection",
             "udc",
             SimpleNamespace(
                 speed=lambda name: "high-speed",

@@ -10,7 +10,7 @@ import pytest
 from common import limits
 from common.wire import Identity
 from gadget.usb.endpoint import pieces
-from gadget.usb.functionfs import ENDPOINTS, EventType, descriptors, strings
+from gadget.usb.functionfs import _ENDPOINT_DESC, ENDPOINTS, EventType, descriptors, strings
 from gadget.usb.transport import PACKET_BYTES
 
 HEADER = Path("/usr/include/linux/usb/functionfs.h")
@@ -107,6 +107,7 @@ def test_constants_and_sizes_agree_with_the_kernels_headers(tmp_path: Path) -> N
         "sizeof(struct usb_functionfs_descs_head_v2)": 12,
         "sizeof(struct usb_functionfs_strings_head)": 16,
         "sizeof(struct usb_endpoint_descriptor_no_audio)": 7,
+        "FUNCTIONFS_ENDPOINT_DESC & 0x7fffffff": _ENDPOINT_DESC & 0x7FFFFFFF,  # printed as an int
         "sizeof(struct usb_ss_ep_comp_descriptor)": 6,
         "sizeof(struct iocb)": 64,
         "offsetof(struct iocb, aio_lio_opcode)": 16,

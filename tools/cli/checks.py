@@ -8,8 +8,10 @@ import os
 import subprocess
 from pathlib import Path
 
+from bus.runtime import Runtime
 from common.errors import Exit, Refused
-from gadget.usb import udc
+from gadget.usb import mounted, udc
+from tools.supervise.launch import all_living
 
 _GADGETS = Path("/sys/kernel/config/usb_gadget")
 _UBLK_CONTROL = Path("/dev/ublk-control")
@@ -48,3 +50,10 @@ def need_udc(wanted: str | None, own_gadget: str) -> str:
             if file.parent.name != own_gadget and file.read_text().strip() == name:
                 raise Refused(f"{name}: in use by the gadget {file.parent.name}: choose another with --udc, or end it")
     return name
+
+
+def need_ffs(directory: Path, runtime: Runtime) -> None:
+    """A FunctionFS, and used by nobody but what lives of this side."""
+    mounted.need(directory)
+    if who := mounted.holders(directory, {record.pid for record in all_living(runtime)}):
+        raise Refused(mounted.busy(directory, who), Exit.BUSY)

@@ -36,7 +36,7 @@ def _gadget_up(options: argparse.Namespace) -> int:
     from tools.cli import gadget
 
     o = options
-    wish = gadget.Wish(o.udc, o.serial, o.vid, o.pid, o.identity, o.queue_depth, o.max_io, o.metrics)
+    wish = gadget.Wish(o.udc, o.serial, o.vid, o.pid, o.identity, o.queue_depth, o.max_io, o.metrics, o.ffs_dir)
     return gadget.up(options.instance, wish, options.adopt)
 
 

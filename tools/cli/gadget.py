@@ -30,11 +30,25 @@ class Wish:
     queue_depth: int | None = None
     max_io_bytes: int | None = None
     metrics: str | None = None
+    ffs_dir: str | None = None
 
     def usb_args(self, controller: str) -> dict[str, Any]:
+        """`controller`: of a gadget that we make."""
+        if (place := self.place()) is not None:
+            return {"ffs_dir": str(place)} | ({"identity": self.identity} if self.identity is not None else {})
         fields = {"vendor_id": self.vendor_id, "product_id": self.product_id, "identity": self.identity}
         serial = self.serial if self.serial is not None else machine_serial()
         return {"udc": controller, "serial": serial} | {k: v for k, v in fields.items() if v is not None}
+
+    def place(self) -> Path | None:
+        """Where the FunctionFS is that is not ours to make. Refused with what is not ours to say then."""
+        if self.ffs_dir is None:
+            return None
+        makers = {"--udc": self.udc, "--serial": self.serial, "--vid": self.vendor_id, "--pid": self.product_id}
+        if said := [option for option, value in makers.items() if value is not None]:
+            what = "are" if len(said) > 1 else "is"
+            raise Refused(f"--ffs-dir: {', '.join(said)} {what} said by who makes the gadget: leave it out here")
+        return Path(self.ffs_dir).resolve()
 
     def session_args(self) -> dict[str, Any]:
         fields = {"queue_depth": self.queue_depth, "max_io_bytes": self.max_io_bytes, "metrics": self.metrics}
@@ -52,10 +66,15 @@ def up(instance: str, wish: Wish, adopt_it: bool) -> int:
         refuse_second(runtime, "gadget up")
         checks.load_modules()
         checks.need_ublk()
-        controller = checks.need_udc(wish.udc, f"replug-{instance}")
+        place, controller = wish.place(), ""
+        if place is not None:
+            checks.need_ffs(place, runtime)
+        else:
+            controller = checks.need_udc(wish.udc, f"replug-{instance}")
         left = bool(devices(runtime))
         bring_up(gadget_plan(instance, wish.usb_args(controller), wish.session_args()), runtime)
-    say(f"gadget is up on {controller}" + (", its devices taken over" if left else ", waiting for a host"))
+    where = f"on {controller}" if place is None else f"in {place}, whose gadget can be bound now"
+    say(f"gadget is up {where}" + (", its devices taken over" if left else ", waiting for a host"))
     return Exit.DONE
 
 

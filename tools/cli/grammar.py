@@ -123,6 +123,8 @@ def _gadget_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vid", type=of.usb_id, metavar="ID", help="USB vendor id (default: 0x1d6b)")
     parser.add_argument("--pid", type=of.usb_id, metavar="ID", help="USB product id (default: 0x0104)")
     parser.add_argument("--identity", choices=IDENTITIES, help="what its interface poses as (default: smoo)")
+    text = "a FunctionFS that somebody else has mounted there, in a gadget that somebody else makes and binds"
+    parser.add_argument("--ffs-dir", metavar="DIR", help=text)
     parser.add_argument("--queue-depth", type=of.queue_depth, metavar="N", help="tags of each ublk queue")
     parser.add_argument("--max-io", type=of.max_io, metavar="B", help="largest single I/O, 4K..128K (default: 128K)")
     _metrics_port(parser)

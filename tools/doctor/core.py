@@ -225,6 +225,7 @@ def _controllers(facts: Facts) -> _Row:
     if facts.controllers and used.keys() >= set(facts.controllers):
         text = ", ".join(f"{name} is used by the gadget {gadget}" for name, gadget in used.items())
         cure = f"end that gadget: echo | sudo tee /sys/kernel/config/usb_gadget/{next(iter(used.values()))}/UDC"
+        cure += ", or be a function of it: gadget up --ffs-dir DIR"
         return "UDC", Level.LACK, text, cure
     if facts.controllers:
         return "UDC", Level.OK, ", ".join(facts.controllers), ""

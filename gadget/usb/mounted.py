@@ -1,0 +1,98 @@
+"""A FunctionFS that somebody else has mounted, in a gadget that somebody else makes, binds and unbinds (`--ffs-dir`).
+
+Ours are its ep0 and the endpoints behind that; configfs and the controller are not touched, not even at the end. What
+the kernel does by itself (f_fs.c) is in that owner's hands too: a gadget can be bound only once ep0 has its
+descriptors, and when the last descriptor is closed the kernel unbinds the whole gadget, other functions included,
+unless the mount says no_disconnect=1: then it does so at the next opening.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import Exit, Refused
+from common.wire import Identity
+from gadget.usb.configfs import GadgetTree
+
+_CLOSED_S: Final = 5.0  # a dead owner's transfers may hold its files for a moment
+_LOOK_S: Final = 0.01
+
+
+@dataclass(frozen=True)
+class MountedFfs:
+    """Named by its mount point. `left`: the gadget that this instance had of its own, if it was up without this."""
+
+    mount_point: Path
+    left: GadgetTree
+    identity: Identity = Identity.SMOO
+
+    def create(self) -> None:
+        """Nothing is made: it must be there, and nobody may have written descriptors to it. Refused else."""
+        need(self.mount_point)
+        deadline = time.monotonic() + _CLOSED_S
+        while _written(self.mount_point):  # until the kernel has closed the last of a dead owner's files: nothing tells
+            if time.monotonic() > deadline:
+                raise Refused(busy(self.mount_point, holders(self.mount_point)), Exit.BUSY)
+            time.sleep(_LOOK_S)
+
+    def bind(self) -> None:
+        """Its owner's to do."""
+
+    def has(self, ep0: int) -> bool:
+        """Is this descriptor of what is mounted there now? Not if its owner has mounted another one since."""
+        try:
+            now = os.stat(self.mount_point / "ep0")
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino) == (os.fstat(ep0).st_dev, os.fstat(ep0).st_ino)
+
+    def remove(self) -> None:
+        """Of ours there is nothing but, maybe, that gadget of before."""
+        if self.left.exists():
+            self.left.remove()
+
+
+def need(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+    """Refused if no FunctionFS is mounted there."""
+    if not directory.is_dir():
+        raise Refused(f"{directory}: no such directory: name the one where a FunctionFS is mounted")
+    kind = _kind(directory, mountinfo)
+    if kind != "functionfs":
+        what = f"a mount of {kind}" if kind else "a plain directory"
+        cure = f"its owner mounts it: 'mount -t functionfs NAME {directory}'"
+        raise Refused(f"{directory}: {what}, not a FunctionFS: {cure}")
+
+
+def holders(directory: Path, but: Collection[int] = (), proc: Path = Path("/proc")) -> list[str]:
+    """Who has a file of it open, each named for people: `adbd (pid 12)`. `but`: pids that do not count."""
+    found = []
+    for process in sorted(proc.glob("[0-9]*"), key=lambda entry: int(entry.name)):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            mine = any(os.readlink(fd).startswith(f"{directory}/ep") for fd in (process / "fd").iterdir())
+            if mine and int(process.name) not in but:
+                found.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
+    return found
+
+
+def busy(directory: Path, who: list[str]) -> str:
+    whose = f"{', '.join(who)} uses it" if who else "somebody has written descriptors to its ep0"
+    return f"{directory}: busy: {whose}: end that one, or name another FunctionFS"
+
+
+def _written(directory: Path) -> bool:
+    """Have descriptors been written to its ep0? Then there are endpoints. To try ep0 itself might answer its host."""
+    return (directory / "ep1").exists()
+
+
+def _kind(directory: Path, mountinfo: Path) -> str:
+    """The type of the topmost mount there; empty if none is. proc(5): the 5th field is the place, ` - ` before it."""
+    kind = ""
+    for line in mountinfo.read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[4].encode().decode("unicode_escape") == str(directory):
+            kind = rest.split()[0]
+    return kind
