@@ -104,7 +104,7 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_systemd.py tests/system/test_udev.py tests/system/test_openrc.py
 	timeout --foreground -k 20 1400 $(RUN) -m tools.vm run --timeout 1300 -- \
-		$(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_existing_ffs.py
+		$(RUN) -m pytest -v -s -p no:cacheprovider -p no:xdist tests/system/test_existing_ffs.py tests/system/test_upgrade.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_udev_disks.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --udcs 3 --timeout 900 -- \

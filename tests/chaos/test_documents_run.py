@@ -200,8 +200,7 @@ NOT_RUN = {
             "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p 192.0.2.7 "
             "-o update -n node.session.timeo.replacement_timeout -v -1",
             "sudo iscsiadm -m node -T iqn.2024-01.example:board1 -p 192.0.2.7 --login",
-            "sudo replug host serve board1=/dev/disk/by-path/"
-            "ip-192.0.2.7:3260-iscsi-iqn.2024-01.example:board1-lun-0",
+            "sudo replug host serve board1=/dev/disk/by-path/ip-192.0.2.7:3260-iscsi-iqn.2024-01.example:board1-lun-0",
         )
     },
 }
