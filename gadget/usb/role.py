@@ -130,7 +130,7 @@ class Usb:
             self._role.log.warning(f"a set of exports before the link began anew, from a {config.peer.name} host")
             if config.peer is Peer.V0:
                 self._transport.reenumerate()
-                self._tell_link()
+                self._tell_awaited()
         elif config.peer is Peer.V1 and before is not None and before.epoch == config.epoch:
             self._take(config)
             self._event(Event.UPDATED)
@@ -164,6 +164,11 @@ class Usb:
         }
         self._session.send("session", Kind.NOTE, note)
 
+    def _tell_awaited(self) -> None:
+        """No state of the link has changed, but that it waits for somebody else is to be seen."""
+        if self._transport.awaits:
+            self._tell_link()
+
     def _tell_config(self) -> None:
         note = self._handshake.note()
         if note is not None:
@@ -179,7 +184,7 @@ class Usb:
         if known is None:
             self._handshake.session_id = session_id
             self._transport.bind()  # not before: a STATUS must carry the session id
-            self._tell_link()
+            self._tell_awaited()
             self._role.ready()
         elif known != session_id:
             raise Gone(f"the session is {session_id:#x} now, was {known:#x}: the host must see it")
