@@ -29,7 +29,8 @@ class IoStats:
         if now - self._since >= WINDOW_S:
             self._roll(now)
         totals = self._totals
-        totals[op] += 1
+        if op < len(_OPS):  # WRITE_ZEROES is behind them
+            totals[op] += 1
         if failed:
             totals[6] += 1
         elif op <= _WRITE:

@@ -13,6 +13,7 @@ def test_totals_tell_operations_bytes_and_errors_since_the_start() -> None:
     stats.done(Op.WRITE, 8192, 0.001, True, 10.2)
     stats.done(Op.FLUSH, 0, 0.001, False, 10.3)
     stats.done(Op.DISCARD, 65536, 0.001, False, 10.3)
+    stats.done(Op.WRITE_ZEROES, 65536, 0.001, False, 10.3)  # is not counted by its kind, nor as anything else
     assert stats.status(10.4)["counters"] == {
         "read_count": 1,
         "write_count": 2,
