@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common.wire import ConfigExports, Control, Ident, Op, Request, Response, Status
+from common.wire import ConfigExports, Control, Ident, Op, Request, Response, Status, answers
 from gadget.usb import udc
 from gadget.usb.configfs import GadgetTree
 from gadget.usb.functionfs import Ep0, EventType, FfsEvent
@@ -85,7 +85,7 @@ class V0Gadget:
         request = Request(op, request_id, self.exports.exports[0].export_id, lba, blocks)
         self.send(request, payload)
         response = self.response()
-        assert response.answers(request)
+        assert answers(response, request)
         return response
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
