@@ -1,12 +1,22 @@
 """A pytest over several guests: who runs which file, and that no count is lost."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from tools.vm.counts import Counts, count, failures, one_failure, read_durations, read_junit
-from tools.vm.parallel import Lane, files_of, missing_here, pytest_command, separate, split
+from tools.vm.parallel import (
+    FIRST_DURATIONS,
+    Lane,
+    files_of,
+    missing_here,
+    pytest_command,
+    separate,
+    split,
+    weights,
+)
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10">
 <testcase classname="tests.e2e.test_a" name="one" time="1.5"/>
@@ -38,6 +48,18 @@ def test_shares_weigh_about_the_same_and_none_is_empty() -> None:
     assert split("abcd", weights, 2) == [["a"], ["b", "c", "d"]]
     assert split("ab", weights, 5) == [["a"], ["b"]]
     assert split("", weights, 2) == []
+
+
+def test_a_machine_that_has_run_nothing_yet_knows_about_how_long_each_file_takes(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    files = files_of([str(root / "tests/e2e")], root)
+    kept = json.loads((root / FIRST_DURATIONS).read_text())
+    assert sorted(kept) == sorted(f"tests.e2e.{Path(file).stem}" for file in files), "one for each file, and no other"
+    shares = split(files, weights(files, root, tmp_path / "nothing"), 2)
+    loads = [sum(kept[f"tests.e2e.{Path(file).stem}"] for file in share) for share in shares]
+    assert max(loads) < 1.1 * min(loads)
+    (tmp_path / "own").write_text(json.dumps({"tests.e2e.test_capture": 7.5}))
+    assert weights(files, root, tmp_path / "own")[str(root / "tests/e2e/test_capture.py")] == 7.5
 
 
 def test_counts_of_a_junit_file() -> None:

@@ -22,6 +22,8 @@ from tools.vm.counts import Counts, count, one_failure, read_durations
 from tools.vm.images import Lacking
 
 DEFAULT_TESTS = "tests/e2e"
+FIRST_DURATIONS = "tests/e2e/durations.json"
+"""About how long each file takes, for a machine that has not run them: else one guest may get all that is slow."""
 LANE_MARK = "REPLUG_E2E"
 """Environment variable that tells the tests where they are: `guest` or `direct`; unset elsewhere."""
 
@@ -74,7 +76,7 @@ def in_guests(
     tests, options = separate(arguments, Path.cwd())
     files = files_of(tests or [str(root / DEFAULT_TESTS)], Path.cwd())
     memory = cache / "durations.json"
-    shares = split(files, _weights(files, root, memory), jobs)
+    shares = split(files, weights(files, root, memory), jobs)
     with tempfile.TemporaryDirectory(prefix="replug-results-") as temporary:
         where = (results or Path(temporary)).absolute()
         where.mkdir(parents=True, exist_ok=True)
@@ -198,12 +200,12 @@ def _module_of(file: str, root: Path) -> str:
     return str(path.relative_to(root)).removesuffix(".py").replace("/", ".")
 
 
-def _weights(files: Iterable[str], root: Path, memory: Path) -> dict[str, float]:
-    """Seconds each file took the last time; 30 for one not seen yet."""
-    try:
-        known = json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):
-        known = {}
+def weights(files: Iterable[str], root: Path, memory: Path) -> dict[str, float]:
+    """Seconds each file took the last time, or once elsewhere if it has not run here; 30 for one not seen at all."""
+    known: dict[str, float] = {}
+    for kept in (root / FIRST_DURATIONS, memory):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            known.update(json.loads(kept.read_text()))
     return {file: float(known.get(_module_of(file, root), 30.0)) for file in files}
 
 
