@@ -40,9 +40,9 @@ docs: setup ## the documents as HTML, into dist/docs; a dead link, a ragged tabl
 
 lint: setup ## ruff, mypy --strict, the import layers, and the documents
 	timeout --foreground 120 $(RUN) -m ruff check .
-	timeout --foreground 300 $(RUN) -m mypy
+	timeout --foreground 500 $(RUN) -m mypy
 	timeout --foreground 120 $(VENV)/bin/lint-imports
-	timeout --foreground 120 $(RUN) -m tools.docs build .setup/docs
+	timeout --foreground 400 $(RUN) -m tools.docs build .setup/docs
 
 unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds of the simulator, on this machine
 	@mkdir -p $(RESULTS)
