@@ -82,7 +82,8 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
         with (work / "serve.log").open("w") as log:
             command = [sys.executable, "-m", "tools.cli", "host", "serve", *disks.sources()]
             serve = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        inside.wait_for("all devices to be live", disks.find, interval_s=0.5)
+        limit_s = inside.DEADLINE_S + 5.0 * len(disks.sources())  # each is a process on each side, all at once
+        inside.wait_for("all devices to be live", disks.find, 0.5, limit_s)
         yield disks
     finally:
         print((work / "serve.log").read_text()[-2000:])
