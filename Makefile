@@ -111,7 +111,7 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_several.py
 	timeout --foreground -k 20 1800 $(RUN) -m tools.vm run --module nbd --timeout 1700 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_many_exports.py tests/system/test_real_disk.py \
-		tests/system/test_identity.py tests/system/test_power_cut.py
+		tests/system/test_identity.py tests/system/test_power_cut.py tests/system/test_down_forgotten.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \

@@ -13,7 +13,7 @@ from tools.demo import inside
 from tools.supervise.launch import all_living, await_deaths, kill
 from tools.supervise.memory import memory_path
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 GADGET = Runtime(Side.GADGET)
 
 
