@@ -19,6 +19,7 @@ import pytest
 from bus.runtime import Runtime, Side
 from common.log import human
 from tests.e2e.hostile import Watch
+from tests.e2e.test_exports import STARTED_S
 from tests.unit.test_source_http import Server
 from tools.demo import inside
 
@@ -82,7 +83,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
         with (work / "serve.log").open("w") as log:
             command = [sys.executable, "-m", "tools.cli", "host", "serve", *disks.sources()]
             serve = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        limit_s = inside.DEADLINE_S + 5.0 * len(disks.sources())  # each is a process on each side, all at once
+        limit_s = inside.DEADLINE_S + STARTED_S * len(disks.sources())
         inside.wait_for("all devices to be live", disks.find, 0.5, limit_s)
         yield disks
     finally:

@@ -299,13 +299,24 @@ class Run:
                 process.finish("killed with its side")
 
     # -- the run -----------------------------------------------------------------------------------------------------
+    def _first_roles(self) -> dict[int, Disk]:
+        """Have all of them born; returns the disks of the exports."""
+        self._want()
+        for side, role in list(self.wanted):
+            self._again(side, role)
+        return {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
+
+    def _last_reads(self, workload: Workload) -> None:
+        """All is read once more, and comes to rest as it was read."""
+        workload.read_all()
+        self._until(lambda: workload.outstanding == 0, REST_S, "the last reads", workload)
+        self._until(lambda: not self._busy(), 30.0, "everything to be at rest", workload)
+        self._disks_are_as_read()
+
     def execute(self) -> None:
         with substituted(self):
             try:
-                self._want()
-                for side, role in list(self.wanted):
-                    self._again(side, role)
-                disks = {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
+                disks = self._first_roles()
                 workload = Workload(self.world, self.driver, self.checker, disks, 4, zeroes_refused=self.v0)
                 if self.world.random.random() < 0.7:  # else the faults begin while all is starting
                     self._until(lambda: workload.completed >= self._requests, REST_S, "the first requests", workload)
@@ -318,10 +329,7 @@ class Run:
                 )
                 workload.stop()
                 self._until(lambda: workload.done, REST_S, "every request to be completed", workload)
-                workload.read_all()
-                self._until(lambda: workload.outstanding == 0, REST_S, "the last reads", workload)
-                self._until(lambda: not self._busy(), 30.0, "everything to be at rest", workload)
-                self._disks_are_as_read()
+                self._last_reads(workload)
             finally:
                 self._end()
 

@@ -150,20 +150,13 @@ class SteadyRun(Run):
     def execute(self) -> None:
         with substituted(self):
             try:
-                self._want()
-                for side, role in list(self.wanted):
-                    self._again(side, role)
-                disks = {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
-                users = Workload(self.world, self.driver, self.checker, disks, 0, zeroes_refused=False)
+                users = Workload(self.world, self.driver, self.checker, self._first_roles(), 0, zeroes_refused=False)
                 for export_id in EXPORTS:
                     self._next(users, export_id)
                 self._until(lambda: not any(self.left.values()), REST_S, "the requests to be completed", users)
                 self._until(self.whole, REST_S, "all roles to be back and the link up", users)
                 self.guide.over()
-                users.read_all()
-                self._until(lambda: users.outstanding == 0, REST_S, "the last reads", users)
-                self._until(lambda: not self._busy(), 30.0, "everything to be at rest", users)
-                self._disks_are_as_read()
+                self._last_reads(users)
             finally:
                 self._end()
 
