@@ -110,6 +110,7 @@ def _machine_options(parser: argparse.ArgumentParser, limit_s: float) -> None:
     parser.add_argument("--speed", choices=speeds, default=Speed.HIGH.value, help=text)
     parser.add_argument("--module", action="append", default=[], metavar="NAME", help="load it too")
     parser.add_argument("--env", action="append", default=[], type=_pair, metavar="K=V", help="for the command")
+    parser.add_argument("--append", default="", metavar="WORDS", help="for the kernel's command line (slub_debug=FZPU)")
     accels, text = [accel.value for accel in Accel], "kvm is used where it really works, which is tried (default: auto)"
     parser.add_argument("--accel", choices=accels, default=Accel.AUTO.value, help=text)
 
@@ -158,7 +159,7 @@ def _run(options: argparse.Namespace, command: list[str], terminal: bool = False
         return 2
     for share in options.share:
         Path(share).mkdir(parents=True, exist_ok=True)
-    machine = Machine(accel, options.memory, terminal, root)
+    machine = Machine(accel, options.memory, terminal, root, options.append)
     result = run(image, _job(options, command), machine, options.timeout, _to(1), _to(2))
     if options.console:
         options.console.write_text(result.console)
@@ -217,7 +218,7 @@ def _count(options: argparse.Namespace, _rest: list[str]) -> int:
 def _again(options: argparse.Namespace) -> list[str]:
     """The machine's options as words, for each guest's own `vm run`."""
     words = ["--timeout", str(options.timeout), "--memory", options.memory, "--udcs", str(options.udcs)]
-    words += ["--speed", options.speed, "--accel", options.accel]
+    words += ["--speed", options.speed, "--accel", options.accel, f"--append={options.append}"]
     words += [word for name in options.module for word in ("--module", name)]
     return words + [word for pair in options.env for word in ("--env", pair)]
 

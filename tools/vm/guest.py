@@ -50,12 +50,14 @@ class Machine:
     """How the guest is emulated. With *terminal* our own stdin and stdout become its /dev/hvc0.
 
     *root*: the tree whose files it sees, read-only: this machine's, unless it could not run them.
+    *append*: more words on the kernel's command line.
     """
 
     accel: Sequence[str]
     memory: str = "1G"
     terminal: bool = False
     root: str = "/"
+    append: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def qemu_command(image: Image, job: Job, machine: Machine, directory: Path, fds:
     command = [board.qemu, *board.arguments, *machine.accel, "-smp", "1", "-m", machine.memory]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"]
     command += ["-kernel", str(image.kernel), "-initrd", str(directory / "initrd"), "-append"]
-    command += [f"console={board.console} {KERNEL_OPTIONS}"]
+    command += [f"console={board.console} {KERNEL_OPTIONS} {machine.append}".rstrip()]
     command += ["-serial", f"file:{directory / 'console'}", "-device", "virtio-serial-pci"]
     for port in PORTS:
         command += ["-chardev", f"socket,id={port},fd={fds[port]}"]
