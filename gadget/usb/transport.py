@@ -233,6 +233,7 @@ class Transport:
         self._handler.enabled()
 
     def _not_settled(self) -> None:
+        self._transfers()  # some end without a word, and the last look was long before
         if self._enabled and not self.settled:
             # We were stopped between looking at ep0 and submitting: they lie in the new epoch and wait for its data.
             self._log.error(f"{self._disowned} transfers of an ended epoch do not end: re-enumerating")

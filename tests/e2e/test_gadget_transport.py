@@ -150,3 +150,21 @@ def test_a_frame_whose_end_tells_nobody_is_found_when_the_link_is_lost(tree: Gad
     tree.unbind()
     run_until(loop, "the loss of the link", lambda: len(handler.losses) == 1)
     run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)
+
+
+def test_a_frame_whose_end_tells_nobody_does_not_start_the_link_over(tree: GadgetTree, tmp_path: Path) -> None:
+    """Found by review: an end between the last look and the limit was taken for a transfer of the new epoch."""
+    loop, handler = Loop(), Recorder()
+    transport = Transport(loop, Log(tmp_path / "log", "usb"), tree, handler, {})
+    transport.bind()
+    run_until(loop, "the first ENABLE", lambda: handler.enables == 1)
+    transport.begin_data(Peer.V1, 1)
+    transport.send(Send(PENDING, 0), 1, 0)
+    transport.submit()
+    host = RawDevice(await_event("the gadget to be enumerated", enumerated))
+    transport._look = lambda after_s: None  # type: ignore[method-assign]
+    host.reset()
+    run_until(loop, "the second ENABLE", lambda: handler.enables == 2)
+    run_until(loop, "the kernel to let go of old transfers", lambda: transport.settled)
+    assert handler.losses == ["enabled anew"]
+    host.close()

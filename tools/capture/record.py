@@ -68,6 +68,7 @@ def capture(wish: Wish) -> int:
         mon = Usbmon(min(buses) if len(buses) == 1 else _ALL_BUSES)
         stack.callback(mon.close)
         out = _opened(wish.file, stack)
+        _at_once()
         recording = Recording(len(file_head()), wish.max_bytes, _wanted(buses, wish.device))
         began = time.monotonic()
         _write(out, file_head())
@@ -76,6 +77,15 @@ def capture(wish: Wish) -> int:
             _record(mon, out, recording, wakeup, None if wish.for_s is None else began + wish.for_s)
     _say(_summary(recording, wish, time.monotonic() - began))
     return Exit.DONE
+
+
+def _at_once() -> None:
+    """Before all others from here on: usbmon's ring holds twenty frames, and those who fill it want the processor too.
+
+    Without the right to it (CAP_SYS_NICE) the capture is taken as well as it can be, and what was lost is told.
+    """
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def _record(mon: Usbmon, out: int, recording: Recording, wakeup: int, ends: float | None) -> None:
