@@ -7,6 +7,7 @@ compiler: a role that is being recovered must not wait for programs on the disk 
 import ctypes
 
 import usb.backend.libusb1
+import usb.core
 from usb.backend import IBackend
 
 from common.errors import Exit, Refused
@@ -43,8 +44,16 @@ def fresh_backend() -> IBackend:
     Without udevd a context that exists already never learns of new devices. Refused if there is no library.
     """
     require()
-    usb.backend.libusb1._lib_object = None  # pyusb keeps one backend, and so one context, for ever
-    backend = usb.backend.libusb1.get_backend(find_library=lambda name: PATH)
-    if backend is None:
-        raise Refused(f"libusb: {PATH} cannot be loaded", Exit.LACKING)
-    return backend
+    module = usb.backend.libusb1
+    if module._lib is None:
+        # Once: until pyusb has declared the functions of a library that it loads again, the end of any older object
+        # (garbage is collected at any time) would call them with pointers cut to 32 bits.
+        backend = module.get_backend(find_library=lambda name: PATH)
+        module._lib_object = None  # else pyusb keeps this first context for ever
+        if backend is None:
+            raise Refused(f"libusb: {PATH} cannot be loaded", Exit.LACKING)
+        return backend
+    try:
+        return module._LibUSB(module._lib)
+    except usb.core.USBError as error:
+        raise Refused(f"libusb: no new context: {error}", Exit.LACKING) from None

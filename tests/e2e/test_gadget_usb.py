@@ -194,6 +194,48 @@ def test_a_response_that_makes_no_sense_starts_the_link_over_and_loses_nothing(h
     again.leave()
 
 
+def test_a_discard_reaches_a_v0_host_and_one_that_refuses_it_breaks_nothing(host: V0Host) -> None:
+    """Issue 4, item 6: v0 does not say what its host can, so the device may ask for everything."""
+    serving(host)
+    discard = ["blkdiscard", "--offset", str(1 << 20), "--length", str(1 << 20), str(DEVICE)]
+    subprocess.run(discard, check=True)
+    asked = [(r.lba, r.blocks) for r in host.requests if r.op is Op.DISCARD]
+    assert sum(blocks for _, blocks in asked) == (1 << 20) // 512 and min(asked)[0] == (1 << 20) // 512
+    host.status_of = lambda request: errno.EOPNOTSUPP if request.op is Op.DISCARD else 0
+    refused = subprocess.run(discard, capture_output=True, text=True)
+    assert refused.returncode != 0 and "Operation not supported" in refused.stderr
+    subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
+
+
+def test_zeroes_are_written_out_to_a_v0_host_which_has_no_word_for_them(host: V0Host) -> None:
+    """Issue 4, item 6."""
+    host.data[:] = b"\xa5" * len(host.data)
+    serving(host)
+    subprocess.run(["blkdiscard", "-z", "--offset", "65536", "--length", str(1 << 20), str(DEVICE)], check=True)
+    assert bytes(host.data[65536 : 65536 + (1 << 20)]) == bytes(1 << 20)
+    assert set(host.data[:65536]) == {0xA5} == set(host.data[65536 + (1 << 20) :])
+    assert Op.WRITE_ZEROES not in {request.op for request in host.requests}
+
+
+def test_what_a_v0_host_leaves_out_is_parked_until_it_is_there_again(host: V0Host) -> None:
+    """Issue 4, item 6: v0 cannot say that an export was removed for good, so its device stays and its I/O waits."""
+    serving(host)
+    host.leave()
+    none = V0Host(RECORD)
+    none.send_config(wire.ConfigExports(()).encode())
+    await_event("the empty set to be in force", lambda: none.status().active)
+    [export] = inside.status(Side.GADGET)["exports"]
+    assert export["state"] == "parked" and DEVICE.exists()
+    read = subprocess.Popen(["dd", f"if={DEVICE}", "bs=4096", "count=1", "iflag=direct"], stdout=subprocess.PIPE)
+    none.leave()
+    again = V0Host(RECORD)
+    again.data[:4096] = b"\x5a" * 4096
+    assert read.poll() is None, "it was not failed meanwhile"
+    serving(again)
+    assert read.communicate(timeout=60)[0] == b"\x5a" * 4096
+    again.leave()
+
+
 def test_an_export_of_another_size_never_becomes_the_device(host: V0Host) -> None:
     serving(host)
     host.leave()

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, EROFS
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     work = tmp_path_factory.mktemp("host")
     image = work / "disk.img"
     image.write_bytes(os.urandom(SIZE))
+    (work / "fixed.img").write_bytes(bytes(SIZE))
     gadget = V0Gadget(work / "ffs")
     with (work / "serve.log").open("w") as log:
         serve = subprocess.Popen(
-            [sys.executable, "-m", "tools.cli", "host", "serve", str(image)], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "tools.cli", "host", "serve", str(image), f"{work}/fixed.img?ro"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
         gadget.wait_configured()
@@ -81,10 +84,20 @@ def open_fds(role: str) -> int:
     return len(os.listdir(f"/proc/{record.pid}/fd"))
 
 
-def test_the_host_announces_the_file(bench: Bench) -> None:
+def test_the_host_announces_the_files(bench: Bench) -> None:
     assert bench.gadget.exports is not None
-    (record,) = bench.gadget.exports.exports
-    assert (record.block_size, record.size_bytes) == (BLOCK, SIZE)
+    assert [(each.block_size, each.size_bytes) for each in bench.gadget.exports.exports] == [(BLOCK, SIZE)] * 2
+
+
+@pytest.mark.parametrize("op", [Op.WRITE, Op.DISCARD])
+def test_a_read_only_export_is_not_changed_whatever_a_gadget_asks(op: Op, bench: Bench) -> None:
+    """Issue 4, items 1 and 6: v0 cannot say that an export is read-only, so its gadget will try."""
+    assert bench.gadget.exports is not None
+    request = Request(op, 5, bench.gadget.exports.exports[1].export_id, 0, 8)
+    bench.gadget.send(request, os.urandom(8 * BLOCK) if op is Op.WRITE else b"")
+    assert bench.gadget.response().status == EROFS
+    assert bench.image.with_name("fixed.img").read_bytes() == bytes(SIZE)
+    bench.works()
 
 
 @pytest.mark.parametrize("blocks", [1, 15, 16, 17, 32, 256], ids=lambda n: f"{n * 4} KiB")

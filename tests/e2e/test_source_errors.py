@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.runtime import Runtime, Side
+from bus.runtime import Runtime, Side, living
 from common.log import human
 from tests.e2e.hostile import Watch
 from tests.e2e.test_exports import STARTED_S
@@ -35,12 +35,13 @@ class Disks:
 
     def __init__(self, work: Path, server: Server) -> None:
         self.work, self.server = work, server
-        self.small = work / "small"
+        self.small, self.narrow = work / "small", work / "narrow"
         self.devices: dict[str, str] = {}
         (work / "switch").mkdir()
-        self.small.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.small], check=True)
-        for path in (self.image("good"), self.image("cut"), *map(self.image, FAULTS), self.image("flush")):
+        for place in (self.small, self.narrow):
+            place.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+        for path in (*map(self.image, ("good", "cut", "below")), *map(self.image, FAULTS), self.image("flush")):
             path.write_bytes(os.urandom(SIZE))
         with (self.small / "full.img").open("wb") as sparse:
             sparse.truncate(SIZE)
@@ -60,6 +61,7 @@ class Disks:
             *(fault(name, name, op) for name, op in FAULTS.items()),
             fault("flush", "EIO", "flush"),
             str(self.small / "full.img"),
+            f"overlay=overlay:{self.narrow}/map?over={self.image('below')}",
             f"web={self.server.url}",
         ]
 
@@ -92,7 +94,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
             serve.send_signal(signal.SIGINT)
             serve.wait(60)
         inside.replug("gadget", "down", "--force")
-        subprocess.run(["umount", disks.small], check=True)
+        subprocess.run(["umount", disks.small, disks.narrow], check=True)
         server.shutdown()
     inside._see_nothing_left()
 
@@ -234,8 +236,32 @@ def test_a_web_object_that_breaks_off_or_is_replaced_fails_and_is_never_a_mix(di
         assert f"errno {errno.ESTALE}" in told_at_source("web")
 
 
+def test_an_overlay_on_a_full_file_system_is_enospc_and_goes_on_once_there_is_room(disks: Disks, honest: None) -> None:
+    """Its map is on that file system too: nothing of what was acknowledged may go with what did not fit."""
+    below = disks.image("below").read_bytes()
+    written: dict[int, bytes] = {}
+    with Disk(disks.devices["overlay"]) as disk:
+
+        def fill() -> None:
+            for at in range(0, SIZE, 65536):
+                data = os.urandom(65536)
+                disk.write(at, data)
+                disk.flush()
+                written[at] = data
+
+        assert error_of(fill) == errno.ENOSPC
+        assert written, "a tmpfs of 1 MiB"
+        disk.flush()
+        subprocess.run(["mount", "-o", "remount,size=8m", disks.narrow], check=True)
+        disk.write(max(written) + 65536, written[0])
+        disk.flush()
+        assert all(disk.read(at, 65536) == data for at, data in written.items())
+        assert disk.read(SIZE - 65536, 65536) == below[-65536:]
+    assert disks.image("below").read_bytes() == below
+
+
 def test_a_failed_flush_is_eio_and_that_export_takes_no_write_any_more(disks: Disks, honest: None) -> None:
-    """What was acknowledged may be lost: nothing after it may look as if all was well."""
+    """What was acknowledged may be lost: nothing after it may look as if all was well, nor its source's successor."""
     with Disk(disks.devices["flush"]) as disk:
         disk.write(0, bytes(BLOCK))
         disks.switch("flush").touch()
@@ -244,5 +270,13 @@ def test_a_failed_flush_is_eio_and_that_export_takes_no_write_any_more(disks: Di
         assert error_of(lambda: disk.write(BLOCK, bytes(BLOCK))) == errno.EIO
         assert error_of(disk.flush) == errno.EIO
         assert disk.read(0, BLOCK) == bytes(BLOCK)
+        source = living(HOST, "source.flush")
+        assert source is not None
+        os.kill(source.pid, signal.SIGKILL)
+        assert error_of(lambda: disk.write(BLOCK, bytes(BLOCK))) == errno.EIO
+        assert error_of(disk.flush) == errno.EIO
+        assert disk.read(0, BLOCK) == bytes(BLOCK)
+        successor = living(HOST, "source.flush")
+        assert successor is not None and successor.pid != source.pid
     states = {export["name"]: export["state"] for export in inside.status(Side.HOST)["exports"]}
     assert states.pop("flush") == "failed" and set(states.values()) == {"live"}

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import usb.backend.libusb1
-
 from common.wire import CONTROL_TYPE, ConfigExports, Control, ExportRecord, Ident, Op, Request, Response, Status
+from host.usb import library
 from tests.e2e.raw_device import RawDevice
 
 T = TypeVar("T")
@@ -55,8 +54,7 @@ def fresh_backend() -> object:
 
     It is kept for good: libusb_exit while something of it is still referred to crashes the whole process.
     """
-    usb.backend.libusb1._lib_object = None
-    _backends.append(usb.backend.libusb1.get_backend())
+    _backends.append(library.fresh_backend())
     return _backends[-1]
 
 

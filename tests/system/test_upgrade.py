@@ -65,7 +65,7 @@ def longest_gap(load: inside.Load, devices: list[str], command: "subprocess.Pope
     return longest
 
 
-@pytest.mark.parametrize("side", [Side.GADGET])  # the host side: tests/chaos/test_upgrade.py
+@pytest.mark.parametrize("side", list(Side))
 def test_a_side_is_upgraded_under_two_dds_and_the_device_keeps_its_address(
     side: Side, bench: inside.Bench, load: inside.Load, tmp_path: Path
 ) -> None:
