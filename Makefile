@@ -48,8 +48,8 @@ unit: setup .setup/debian/.done ## unit tests, kill points and the fixed seeds o
 	@mkdir -p $(RESULTS)
 	timeout --foreground -k 20 1200 $(RUN) -m pytest -q -n $(JOBS) --junitxml=$(RESULTS)/unit.xml tests/unit tests/sim tests/chaos tests/fuzz tests/mutants tests/cover
 
-sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= JOBS= (no N: until one fails)
-	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) JOBS=$(JOBS) $(RUN) -m tests.sim
+sim: setup ## all roles in one thread under a seed: SEED= N= SECONDS= FAULTS= WITH= JOBS= (no N: until one fails)
+	@SEED=$(SEED) N=$(N) SECONDS=$(SECONDS) FAULTS=$(FAULTS) WITH=$(WITH) JOBS=$(JOBS) $(RUN) -m tests.sim
 
 explore: setup ## every kill point of a small workload, alone and in pairs (hours; goes on where it was ended): KILLS=1 SLOW=WRITE WHO=any V0=1 AT=57.1,203
 	@KILLS=$(KILLS) SLOW=$(SLOW) WHO=$(WHO) V0=$(V0) SHARE=$(SHARE) AT=$(AT) FAULT=$(FAULT) JOBS=$(JOBS) \

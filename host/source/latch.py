@@ -7,7 +7,8 @@ when the source starts, for at the moment of failure a full tmpfs must not stand
 
 It is cleared by `replug host down` (or Ctrl-C of `host serve`), which removes the runtime directory; a new `host serve`
 then starts afresh. A side that was killed leaves it, and the next `host serve` finds it. What it cannot cover: a kill
-between the kernel's report and the record, a window of a few microseconds.
+while the kernel is in that fdatasync, or between its report and the record. The kernel then marks the error as seen,
+though nobody has seen it, so that the successor's own open file is not told of it (errseq_t, lib/errseq.c).
 """
 
 import os

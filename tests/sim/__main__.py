@@ -1,8 +1,9 @@
 """`make sim`: runs seeds, and says what they did. A failure prints how to run it again. The environment says which:
 
 SEED the first one (otherwise a new one), N so many, SECONDS for so long (of all processes together), JOBS processes,
-FAULTS in each seed; COUNTS=1 prints all that was counted, TAIL so many lines of a failure's trace. Without N and
-SECONDS it goes on until a seed fails.
+FAULTS in each seed; WITH what a run has beyond the first faults (`disks`, `none`; else each seed draws it); COUNTS=1
+prints all that was counted, TAIL so many lines of a failure's trace. Without N and SECONDS it goes on until a seed
+fails.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 
+from tests.sim import setting
 from tests.sim.campaign import Outcome, Plan, outcomes
 from tests.sim.run import FAULTS
 
@@ -35,7 +37,7 @@ class Report:
             if self._plan.endless or self._plan.seeds == 1:
                 print("\n".join(outcome.trace.splitlines()[-int(os.environ.get("TAIL") or 60) :]))
             faults = f" FAULTS={self._plan.faults}" if self._plan.faults != FAULTS else ""
-            print(f"again: make sim SEED={outcome.seed} N=1{faults}", flush=True)
+            print(f"again: make sim SEED={outcome.seed} N=1 WITH={outcome.setting}{faults}", flush=True)
         if time.monotonic() - self._said > SAY_S:
             self._said = time.monotonic()
             self.say()
@@ -69,6 +71,7 @@ def main() -> int:
         said.get("SECONDS"),
         said.get("JOBS", 1),
         said.get("FAULTS", FAULTS),
+        setting.said(os.environ["WITH"]) if os.environ.get("WITH") else None,
     )
     print(f"seeds from {plan.first} on, {plan.faults} faults each, in {plan.jobs} processes", flush=True)
     report = Report(plan)

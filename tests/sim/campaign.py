@@ -13,6 +13,7 @@ from itertools import count, islice
 from multiprocessing import get_context
 
 from tests.sim.run import FAULTS, Run
+from tests.sim.setting import Setting, drawn
 from tests.sim.world import Violation
 
 
@@ -25,6 +26,7 @@ class Plan:
     seconds: float | None = None
     jobs: int = 1
     faults: int = FAULTS  # in each seed
+    setting: Setting | None = None  # None: what each seed draws
 
     @property
     def endless(self) -> bool:
@@ -36,6 +38,7 @@ class Outcome:
     seed: int
     steps: int
     counts: Counter[str]
+    setting: str
     violation: str = ""  # empty: all held
     trace: str = ""
 
@@ -50,7 +53,7 @@ def outcomes(plan: Plan) -> Iterator[Outcome]:
             while True:
                 if end is None or time.monotonic() < end:
                     # One more than there are processes, so that none waits for us.
-                    running |= {pool.submit(one, n, plan.faults) for n in islice(numbers, plan.jobs + 1 - len(running))}
+                    running |= {pool.submit(one, n, plan) for n in islice(numbers, plan.jobs + 1 - len(running))}
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -60,8 +63,9 @@ def outcomes(plan: Plan) -> Iterator[Outcome]:
             pool.shutdown(cancel_futures=True)
 
 
-def one(seed: int, faults: int) -> Outcome:
-    run = Run(seed, faults=faults)
+def one(seed: int, plan: Plan) -> Outcome:
+    setting = drawn(seed) if plan.setting is None else plan.setting
+    run = Run(seed, faults=plan.faults, setting=setting)
     violation = ""
     try:
         run.execute()
@@ -69,4 +73,5 @@ def one(seed: int, faults: int) -> Outcome:
         violation = str(found)
     except Exception:  # of a model: a fault of the simulator is told with its seed as well
         violation = traceback.format_exc()
-    return Outcome(seed, run.world.steps, run.world.counts, violation, run.world.tail(300) if violation else "")
+    trace = run.world.tail(300) if violation else ""
+    return Outcome(seed, run.world.steps, run.world.counts, str(setting), violation, trace)

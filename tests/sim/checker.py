@@ -6,7 +6,8 @@ ended and ended before b. (Concurrent writes: any, or the old one; a completed w
 what a disk begins with, and what a DISCARD writes; each DISCARD is an interval of its own. When a FLUSH has ended, what
 a crash of the host would leave is judged as a read that began when the FLUSH did. When a FUA write has ended, what a
 crash would leave of its blocks may be that write, or one that was not over when it began: of writes that are not FUA
-and ended meanwhile nothing is promised.
+and ended meanwhile nothing is promised. Of a write that failed, as its disk did, each block may be new or old: it is no
+floor for others.
 """
 
 import struct
@@ -32,6 +33,7 @@ class Written:
     version: int
     began: float
     ended: float = inf
+    failed: bool = False
 
 
 class Checker:
@@ -90,10 +92,10 @@ class Checker:
 
     @staticmethod
     def _allowed(candidate: Written, history: list[Written], began: float) -> bool:
-        return not any(w.began > candidate.ended and w.ended < began for w in history)
+        return not any(w.began > candidate.ended and w.ended < began and not w.failed for w in history)
 
     def _forget(self, history: list[Written]) -> None:
         """Drop what no later read may return: what ended before the begin of a write that has ended long ago."""
         if len(history) > 32:
-            floor = max((w.began for w in history if w.ended < self._world.now - 100), default=-inf)
+            floor = max((w.began for w in history if w.ended < self._world.now - 100 and not w.failed), default=-inf)
             history[:] = [w for w in history if w.ended >= floor]

@@ -1,7 +1,12 @@
 """What goes wrong in a run, and when. Every fault is drawn from the world's seed."""
 
+import errno
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
+
+from common.wire import Op
+from tests.sim.trouble import Failing, Trouble
 
 if TYPE_CHECKING:
     from tests.sim.run import Run
@@ -29,6 +34,14 @@ class Faults:
             (8, self._asleep_while_another_dies),
             (5, self._host_silent),
         ]
+        if run.setting.disks:
+            self._kinds += [
+                (30, self._disk_error),
+                (30, self._disk_errors_for_a_time),
+                (20, self._disk_full),
+                (20, self._disk_falls_short),
+                (8, self._fdatasync_fails),
+            ]
         self._plan()
 
     @property
@@ -112,6 +125,39 @@ class Faults:
             self._later(self._world.random.choice((5.0, 9.0)), process.go_on)
             then = self._world.random.choice((self._reset, self._cut, self._kill, lambda: None))
             self._later(self._world.random.uniform(4.1, 4.9), then)
+
+    # -- what disks do -----------------------------------------------------------------------------------------------
+    def _trouble(self) -> Trouble:
+        trouble = self._world.random.choice(list(self._run.disks.values())).trouble
+        assert trouble is not None
+        return trouble
+
+    def _disk_error(self) -> None:
+        op = self._world.random.choice((Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES))
+        self._world.say(f"FAULT the next {op.name} of a disk fails")
+        self._trouble().fails(Failing((op,), errno.EIO, times=1))
+
+    def _disk_errors_for_a_time(self) -> None:
+        for_s = self._world.random.choice((5e-3, 0.1, 2.0))
+        self._world.say(f"FAULT a disk fails for {for_s} s")
+        self._fail_for((Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES), errno.EIO, for_s)
+
+    def _disk_full(self) -> None:
+        for_s = self._world.random.choice((5e-3, 0.1, 2.0))
+        self._world.say(f"FAULT a disk is full for {for_s} s")
+        self._fail_for((Op.WRITE, Op.WRITE_ZEROES), errno.ENOSPC, for_s)
+
+    def _fail_for(self, ops: tuple[Op, ...], error: int, for_s: float) -> None:
+        self._trouble().fails(Failing(ops, error, inf, self._world.now + for_s))
+        self._later(for_s, lambda: None)
+
+    def _disk_falls_short(self) -> None:
+        self._world.say("FAULT a disk moves less than was asked")
+        self._trouble().falls_short(self._world.random.choice((1, 3, 20)))
+
+    def _fdatasync_fails(self) -> None:
+        self._world.say("FAULT the next fdatasync of a disk fails")
+        self._trouble().fails(Failing((Op.FLUSH,), errno.EIO, times=1))
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._open += 1

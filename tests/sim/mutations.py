@@ -4,6 +4,7 @@ Each is a function that puts the fault in and returns how to take it out. tests/
 within a bounded number of seeds; `python -m tests.sim.mutations` says how many it took.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ import gadget.ublk.role
 import gadget.usb.core
 import gadget.usb.role
 import host.source.core
+import host.source.executor
+import host.source.file
+import host.source.latch
 import host.usb.core
 from bus.envelope import Envelope, Kind
 from common.wire import Op
@@ -24,7 +28,9 @@ from gadget.ublk.core import Commit, QueueCore
 from gadget.usb.core import Stage
 from gadget.usb.link import Link
 from host.usb.core import Stage as HostStage
+from tests.sim.model_source import FILE_OS
 from tests.sim.run import Run
+from tests.sim.setting import PLAIN, Setting
 from tests.sim.world import Violation
 
 Mutation = Callable[[], Any]
@@ -287,6 +293,53 @@ def space_not_given_back() -> Any:
     return patch.object(host.usb.core.UsbCore, "_completed", completed)
 
 
+def error_answered_as_ok() -> Any:
+    """A source says that an operation went well which had failed (invariant 1, issue 4)."""
+    original = host.source.executor.Executor.do
+
+    def do(self: Any, job: Any, arena: Any) -> int:
+        original(self, job, arena)
+        return 0
+
+    return patch.object(host.source.executor.Executor, "do", do)
+
+
+def errno_becomes_eio() -> Any:
+    """A source tells no other errno than EIO (section 5: that I/O fails with that errno)."""
+    original = host.source.core.SourceCore.finished
+    return patch.object(
+        host.source.core.SourceCore, "finished", lambda self, job, status: original(self, job, status and errno.EIO)
+    )
+
+
+def short_read_taken_for_whole() -> Any:
+    """A source reads once, however much comes (section 5)."""
+
+    def read(self: Any, offset: int, into: Any) -> None:
+        FILE_OS.preadv(self._fd, [into], offset)
+
+    return patch.object(host.source.file.FileSource, "_read", read)
+
+
+def short_write_taken_for_whole() -> Any:
+    """A source writes once, however much goes (invariant 1)."""
+
+    def write(self: Any, offset: int, data: Any) -> None:
+        FILE_OS.pwritev(self._fd, [data], offset)
+
+    return patch.object(host.source.file.FileSource, "_write", write)
+
+
+def failed_flush_forgotten() -> Any:
+    """After a failed fdatasync the next one is believed (invariant 1: it latches the export)."""
+    return patch.object(host.source.latch.Latch, "set", lambda self, reason: None)
+
+
+def failed_flush_not_recorded() -> Any:
+    """A source knows of its failed fdatasync, its successor does not (invariant 1: recorded before it is answered)."""
+    return patch.object(host.source.latch.Latch, "set", lambda self, reason: setattr(self, "reason", reason))
+
+
 @contextmanager
 def _both(one: Any, other: Any) -> Iterator[None]:
     with one, other:
@@ -316,14 +369,30 @@ MUTATIONS: list[Mutation] = [
     tag_is_identity,
     arena_reused,
     space_not_given_back,
+    error_answered_as_ok,
+    errno_becomes_eio,
+    short_read_taken_for_whole,
+    short_write_taken_for_whole,
+    failed_flush_forgotten,
+    failed_flush_not_recorded,
 ]
+_DISKS = Setting(disks=True)
+# What a run needs beyond the first faults for one of these to show.
+SETTINGS: dict[Mutation, Setting] = {
+    error_answered_as_ok: _DISKS,
+    errno_becomes_eio: _DISKS,
+    short_read_taken_for_whole: _DISKS,
+    short_write_taken_for_whole: _DISKS,
+    failed_flush_forgotten: _DISKS,
+    failed_flush_not_recorded: _DISKS,
+}
 
 
 def found_at(mutation: Mutation, seeds: range) -> tuple[int, str] | None:
     """The first seed that finds it, and what it says; None if none does."""
     for seed in seeds:
         with mutation():
-            run = Run(seed)
+            run = Run(seed, setting=SETTINGS.get(mutation, PLAIN))
             try:
                 run.execute()
             except Violation as violation:
@@ -332,7 +401,8 @@ def found_at(mutation: Mutation, seeds: range) -> tuple[int, str] | None:
 
 
 def main() -> None:
-    for mutation in MUTATIONS:
+    only = os.environ.get("ONLY", "").split()
+    for mutation in (m for m in MUTATIONS if not only or m.__name__ in only):
         began = time.monotonic()
         found = found_at(mutation, range(int(os.environ.get("N") or 150)))
         took = time.monotonic() - began

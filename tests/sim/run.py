@@ -28,6 +28,8 @@ from tests.sim.model_bus import Hub, SimContext
 from tests.sim.model_link import Link
 from tests.sim.model_source import Disk, SimLatch, SimSource
 from tests.sim.processes import Process, SimThread
+from tests.sim.setting import PLAIN, Setting
+from tests.sim.trouble import Trouble
 from tests.sim.workload import Workload
 from tests.sim.world import World
 
@@ -170,7 +172,15 @@ class SimRole:
 class Run:
     """Both sides under `seed`. `execute` raises Violation."""
 
-    def __init__(self, seed: int, requests: int = 60, faults: int = FAULTS, world: World | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        requests: int = 60,
+        faults: int = FAULTS,
+        world: World | None = None,
+        setting: Setting = PLAIN,
+    ) -> None:
+        self.setting = setting
         self.world = world or World(seed)
         self.v0 = self.world.perhaps(0.4)
         self.hub, self.link = Hub(), Link(self.world, self.v0)
@@ -178,6 +188,8 @@ class Run:
         self.arenas: dict[tuple[str, str, int], mmap.mmap] = {}
         self.files: dict[str, bytes] = {}  # state files
         self.ledgers: dict[tuple[str, int], bytearray] = {}
+        self.latches: dict[int, bytearray] = {}  # by export id
+        self.job: Any = None  # the one that a source's thread is at
         self.store: dict[str, dict[str, int]] = {}
         self.notes: dict[int, Any] = {}
         self.mounted: Any = None
@@ -186,6 +198,9 @@ class Run:
         self.shells: dict[tuple[str, str], Any] = {}
         self.wanted: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self.disks = {f"disk{n:x}": Disk(self.world, blocks * BLOCK) for n, blocks in EXPORTS.items()}
+        if setting.disks:
+            for disk in self.disks.values():
+                disk.trouble = Trouble(self.world)
         self.checker = Checker(self.world)
         self._requests, self._faults = requests, faults
 
@@ -324,6 +339,9 @@ class Run:
                 self._until(lambda: faults.over, 600.0, "the faults to be over", workload)
                 for process in self.processes.values():
                     process.kill_in = None
+                for disk in self.disks.values():
+                    if disk.trouble is not None:
+                        disk.trouble.heals()
                 self._until(
                     lambda: workload.completed >= self._requests, REST_S, "requests to be completed again", workload
                 )
@@ -478,6 +496,9 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.source.role", "parse", lambda name: name),
         ("host.source.role", "open_source", SimSource),
         ("host.source.role", "Latch", SimLatch),
+        ("host.source.latch", "os", model_source.LATCH_OS),
+        ("host.source.file", "os", model_source.FILE_OS),
+        ("host.source.file", "fallocated", model_source.fallocated),
         ("gadget.usb.role", "UsbCore", _counting(run, gadget.usb.core.UsbCore, "link")),
         ("host.session.role", "SessionCore", _counting(run, host.session.core.SessionCore, "state")),
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),

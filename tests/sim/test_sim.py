@@ -16,6 +16,7 @@ from tests.sim.campaign import Plan, outcomes
 from tests.sim.mutations import MUTATIONS, Mutation, found_at, writes_done_at_once
 from tests.sim.run import FAULTS, Run, substituted
 from tests.sim.seeds import KEPT, Kept
+from tests.sim.setting import PLAIN, Setting, drawn, said
 from tests.sim.transitions import (
     LINK_NEVER,
     LINK_NOT_MODELLED,
@@ -27,6 +28,7 @@ from tests.sim.transitions import (
 from tests.sim.world import Violation
 
 SEEDS = range(120)
+DISK_SEEDS = range(30)
 GROUPS = 6
 MUTATION_SEEDS = range(200, 400)
 
@@ -39,14 +41,14 @@ def counts_of(group: int) -> Counter[str]:
     return counts
 
 
-def _counts(seed: int, faults: int = FAULTS) -> Counter[str]:
-    run = Run(seed, faults=faults)
+def _counts(seed: int, faults: int = FAULTS, setting: Setting = PLAIN) -> Counter[str]:
+    run = Run(seed, faults=faults, setting=setting)
     try:
         run.execute()
     except Violation as violation:
         pytest.fail(
             f"seed {seed}, step {run.world.steps}: {violation}\n{run.world.tail()}\n"
-            f"again: make sim SEED={seed} N=1 FAULTS={faults}"
+            f"again: make sim SEED={seed} N=1 WITH={setting} FAULTS={faults}"
         )
     return run.world.counts
 
@@ -56,6 +58,24 @@ def _counts(seed: int, faults: int = FAULTS) -> Counter[str]:
 def test_whatever_dies_whenever_every_request_ends_well_with_the_right_bytes(group: int) -> None:
     counts = counts_of(group)
     assert sum(n for name, n in counts.items() if name.startswith("fault ")) == FAULTS * len(SEEDS[group::GROUPS])
+
+
+@pytest.mark.timeout(120)
+def test_what_a_failing_disk_tells_is_what_its_user_sees_and_nothing_else_fails() -> None:
+    counts = sum((_counts(seed, setting=Setting(disks=True)) for seed in DISK_SEEDS), Counter[str]())
+    for error in ("READ EIO", "WRITE EIO", "WRITE ENOSPC", "WRITE_ZEROES EIO", "WRITE_ZEROES ENOSPC", "DISCARD EIO"):
+        assert counts[f"source failed {error}"], f"no seed had a {error}"
+    assert counts["source failed FLUSH EIO"] and counts["source short READ"] and counts["source short WRITE"]
+    for op in ("READ", "WRITE", "WRITE_ZEROES", "DISCARD", "FLUSH"):
+        assert counts[f"bio {op} failed as its disk did"]
+
+
+def test_a_seed_draws_its_setting_in_a_stream_of_its_own_and_it_can_be_said() -> None:
+    settings = [drawn(seed) for seed in range(64)]
+    assert set(settings) >= {PLAIN, Setting(disks=True)}
+    assert [said(str(setting)) for setting in settings] == settings
+    with pytest.raises(TypeError, match="watchdog_ear"):
+        said("disks,watchdog_ear")
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: str(kept.seed))

@@ -7,6 +7,7 @@ is EOPNOTSUPP, and is then written as zeroes, as the block layer does (blkdev_is
 import errno
 from collections.abc import Callable
 
+from common.wire import Op
 from gadget.ublk.abi import BlockOp, DeviceState, IoFlag
 from tests.sim.checker import BLOCK, Checker, content
 from tests.sim.model_source import Disk
@@ -99,19 +100,30 @@ class Workload:
         name = f"{op.name}{' FUA' if fua else ''} {export_id}:{lba}+{blocks}"
         world.say(f"user: {name}{f' version {version}' if written else ''}")
 
+        asked = op
+
         def ended(result: int, got: bytes) -> None:
+            nonlocal asked
             if op is BlockOp.WRITE_ZEROES and result == -errno.EOPNOTSUPP and self._zeroes_refused:
                 world.counts["zeroes written instead"] += 1
-                self._driver.submit(number, Bio(BlockOp.WRITE, lba, blocks, bytes(blocks * BLOCK), ended))
+                asked = BlockOp.WRITE
+                self._driver.submit(number, Bio(asked, lba, blocks, bytes(blocks * BLOCK), ended))
                 return
             self.outstanding -= 1
             self.completed += 1
             world.say(f"user: {name} ended with {result}")
-            if result < 0:
+            failed = result < 0
+            if failed and not self._may_fail(export_id, asked, fua, lba, blocks, -result, began):
                 world.violate(f"{name} failed with {-result}")
                 return
             for item in written:
-                item.ended = world.now
+                item.ended, item.failed = world.now, failed
+            if failed:
+                world.counts[f"bio {op.name} failed as its disk did"] += 1
+                return then()
+            trouble = self._disks[export_id].trouble
+            if trouble is not None and trouble.must_fail(Op[op.name], began):
+                world.violate(f"{name} ended well after an fdatasync had failed")
             if fua:
                 world.counts["bio FUA"] += 1
                 for index, item in enumerate(written):
@@ -129,6 +141,14 @@ class Workload:
         if op is BlockOp.FLUSH:
             lba, blocks = 0, 0
         self._driver.submit(number, Bio(op, lba, blocks, data, ended, int(IoFlag.FUA) if fua else 0))
+
+    def _may_fail(
+        self, export_id: int, op: BlockOp, fua: bool, lba: int, blocks: int, error: int, began: float
+    ) -> bool:
+        trouble = self._disks[export_id].trouble
+        if trouble is None:
+            return False
+        return trouble.may_fail(Op[op.name], fua, lba * BLOCK, (lba + blocks) * BLOCK, error, began)
 
     def _durable(self, export_id: int, lba: int) -> bytes:
         """What a crash of the host would leave now."""
