@@ -2,7 +2,7 @@
 
 Two steps, each said to the gadget before the next: nothing more is asked of the export (EJECTED), then, when its source
 has flushed, everything that was ever answered is on stable storage (FLUSHED). A v0 gadget cannot be told either; its
-export is simply not announced any more. The file is for the session's successor. Called by host/session/role.py.
+export is simply not announced any more. The file is for the session's successor. Called by host/session/offer.py.
 """
 
 import json

@@ -1,12 +1,12 @@
 """One export as the host's session knows it: what its source is, in the terms of the wire.
 
 Made from the source role's own arguments, so that a session can have a source started. Pure. Called by
-host.session.role; the command line fills in the arguments (tools.cli.sources).
+host.session.offer; the command line fills in the arguments (tools.cli.sources).
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common import limits
@@ -67,6 +67,11 @@ class Export:
         identity = hashlib.sha256(self.identity.encode()).digest()[:16] if self.identity else NO_IDENTITY
         sizes = (power_of_two(self.physical_block), power_of_two(self.optimal_io))
         return ExportV1(self.record, flags, *sizes, identity, short)
+
+
+def removed(export: ExportV1) -> ExportV1:
+    """`export` as it is announced once more, when it is served no longer."""
+    return replace(export, flags=export.flags | ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED)
 
 
 def power_of_two(size_bytes: int) -> int:

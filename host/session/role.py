@@ -5,11 +5,8 @@ Its death pauses no I/O: usb goes on, and tells the successor where things are. 
 
 import errno
 import os
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from bus.envelope import Body, Kind
 from bus.loop import Timer
@@ -17,17 +14,16 @@ from bus.role import Role
 from common import limits, trace, wire
 from common.errors import MALFORMED, Illegal, Refused, WireError
 from common.refusals import Refusals
-from common.wire import CONTROL_TYPE, ConfigExports, Control, Ident, Status
-from common.wire_v1 import CONTROL_TYPE_V1, ConfigV1, ControlV1, ExportFlag, ExportV1
+from common.wire import CONTROL_TYPE, Control, Ident, Status
+from common.wire_v1 import CONTROL_TYPE_V1, ControlV1
 from host.session.choice import chooser
 from host.session.core import Event, SessionCore, State, Step, Verdict
-from host.session.eject import Ejection, load_ejection, save_ejection
 from host.session.export import Export
 from host.session.finder import Gadget, Uevents, find
 from host.session.hold import Hold
-from host.session.served import Args, Served, load_served, save_served
+from host.session.offer import Offer
+from host.session.served import Args
 
-SOURCE_ENTRY = "host.source.role"
 _ANSWER_BYTES = {Control.IDENT: wire.IDENT_BYTES, Control.STATUS: wire.STATUS_BYTES}
 
 
@@ -36,20 +32,8 @@ class Session:
 
     def __init__(self, role: Role, sources: list[Args], wanted: str | None) -> None:
         self._role, self._wanted = role, wanted
-        self._served = load_served(role.runtime, sources)
-        self._exports = self._served.exports
-        self._announced_removed: tuple[Args, ...] = ()
-        self._boot_id = boot_id()
-        self._core = SessionCore(len(self._exports))
-        self._ejection = load_ejection(role.runtime)
-        self._announced: Ejection | None = None  # what the last CONFIG said; None: a predecessor's, nobody knows
-        self._idle = False  # nothing is left that a v0 gadget could be given
-        role.method("eject", self._call_eject)
-        role.method("flushed", self._call_flushed)
-        role.method("add", self._call_add)
-        role.method("remove", self._call_remove)
-        role.method("sources", lambda arguments: [dict(args) for args in self._served.sources])
-        role.on_watchdog(self._want_sources, lambda note: None)
+        self._offer = Offer(role, sources, lambda: self._event(Event.CHANGE), self._offer_replaced)
+        self._core = SessionCore(len(self._offer.exports))
         self._gadget: Gadget | None = None
         self._hold = Hold()
         self._refused: set[tuple[int, int]] = set()  # could not be attached since all were tried
@@ -88,7 +72,7 @@ class Session:
                 self._since = datetime.now(UTC)
                 self._was_online = True
         if event is Event.ACTIVE and before is State.SETTLING:
-            self._in_force()
+            self._offer.in_force()
         for step in steps:
             self._step(step)
 
@@ -141,7 +125,7 @@ class Session:
             self._search()
 
     def _search(self) -> None:
-        if self._core.state is not State.SEARCHING or self._idle:
+        if self._core.state is not State.SEARCHING or self._offer.idle:
             return
         gadgets = find(self._wanted)
         gadget = self._free(gadgets)
@@ -172,7 +156,7 @@ class Session:
                     "note": "attach",
                     "bus": self._gadget.bus,
                     "address": self._gadget.address,
-                    "exports": self._for_usb(),
+                    "exports": self._offer.for_usb(),
                     "reset": True,
                 }
             )
@@ -209,102 +193,24 @@ class Session:
         session_id = int(note["session_id"])
         event = self._core.link(int(note["version"]), int(note["epoch"]), session_id)
         self._event(event, f"session {session_id:#018x} goes on" if event is Event.ATTACHED_ONLINE else "")
-        if event is Event.ATTACHED_ONLINE and self._ejection.ejected:
+        if event is Event.ATTACHED_ONLINE and self._offer.ejection.ejected:
             self._event(Event.CHANGE)  # whether our predecessor has said it nobody knows
 
     # -- ep0 -----------------------------------------------------------------------------------------------------
     def _announce(self) -> None:
-        self._announced, self._announced_removed = self._ejection, self._served.removed
-        if self._core.version == 1:
-            exports = tuple(self._ejection.marked(export.announced()) for export in self._exports)
-            room = limits.MAX_EXPORTS - len(exports)
-            exports += tuple(removed(export.announced()) for export in self._served.gone[:room])
-            self._ask(ControlV1.CONFIG, ConfigV1(self._core.epoch, self._boot_id, exports).encode())
-            return
-        left = tuple(e.record for e in self._exports if e.export_id not in self._ejection.ejected)
-        self._idle = not left
-        if self._idle:
+        said = self._offer.announcement(self._core.version, self._core.epoch)
+        if said is None:
             self._event(Event.FAILED, "every export is ejected, and a v0 gadget cannot be told so")
         else:
-            self._ask(Control.CONFIG_EXPORTS, ConfigExports(left).encode())
+            self._ask(*said)
 
-    # -- ejecting ------------------------------------------------------------------------------------------------
-    def _call_eject(self, arguments: dict[str, Any]) -> list[str]:
-        """Announce these exports (`names`; none: all) as ejected. Returns their names."""
-        known = {export.name: export.export_id for export in self._exports}
-        names = [str(name) for name in arguments.get("names") or known]
-        if unknown := [name for name in names if name not in known]:
-            raise Refused(f"{unknown[0]}: not served here: there are: {', '.join(known)}")
-        self._change(self._ejection.eject(known[name] for name in names))
-        return names
-
-    def _call_flushed(self, arguments: dict[str, Any]) -> list[str]:
-        """The sources of these ejected exports have flushed after the gadget had the last answer: tell it."""
-        names = [str(name) for name in arguments["names"]]
-        self._change(self._ejection.flush(export.export_id for export in self._exports if export.name in names))
-        return names
-
-    def _change(self, ejection: Ejection) -> None:
-        if ejection != self._ejection:
-            self._ejection = ejection
-            save_ejection(self._role.runtime, ejection)
-        if self._ejection != self._announced:
-            self._event(Event.CHANGE)
-
-    # -- adding and removing -------------------------------------------------------------------------------------
-    def _want_sources(self) -> None:
-        roles = [{"role": f"source.{a['name']}", "entry": SOURCE_ENTRY, "args": dict(a)} for a in self._served.sources]
-        self._role.tell_watchdog({"note": "want", "roles": roles})
-
-    def _for_usb(self) -> list[list[Any]]:
-        return [export.for_usb() for export in self._exports]
-
-    def _call_add(self, arguments: dict[str, Any]) -> None:
-        """Serve this too: `source`, the arguments of its role."""
-        try:
-            served = self._served.add(arguments["source"])
-        except (KeyError, TypeError, ValueError, WireError) as error:
-            raise Refused(f"not a source's arguments: {type(error).__name__}: {error}") from None
-        self._serve(served, self._ejection.forget(served.exports[-1].export_id))
-
-    def _call_remove(self, arguments: dict[str, Any]) -> None:
-        """Serve `name` no more. It must have been ejected and flushed: nobody waits for an answer, nothing is lost."""
-        name = str(arguments["name"])
-        served = self._served.remove(name)
-        export_id = next(export.export_id for export in self._exports if export.name == name)
-        if export_id not in self._ejection.flushed:
-            raise Refused(f"{name}: not ejected and flushed yet: eject it first")
-        self._serve(served, self._ejection.forget(export_id))
-
-    def _in_force(self) -> None:
-        """The gadget's session has acted on what was announced last."""
-        if self._announced_removed:
-            self._served = self._served.told(self._announced_removed)
-            save_served(self._role.runtime, self._served)
-
-    def _serve(self, served: Served, ejection: Ejection) -> None:
-        if served == self._served:
-            return
-        save_served(self._role.runtime, served)
-        if ejection != self._ejection:
-            save_ejection(self._role.runtime, ejection)
-        self._served, self._exports, self._ejection = served, served.exports, ejection
-        self._core.exports = len(self._exports)
-        self._idle = False
-        self._want_sources()
-        self._tell({"note": "exports", "exports": self._for_usb()})
-        self._announced = None
+    def _offer_replaced(self) -> None:
+        self._core.exports = len(self._offer.exports)
+        self._tell({"note": "exports", "exports": self._offer.for_usb()})
         if self._core.state is State.SEARCHING:
             self._search()
         else:
             self._event(Event.CHANGE)
-
-    @property
-    def _told(self) -> bool:
-        """Does the gadget act on what was last said of ejecting? Without a gadget nobody has to."""
-        if self._core.state is State.ONLINE:
-            return self._announced == self._ejection
-        return self._core.state is State.SEARCHING
 
     def _ask(self, request: Control | ControlV1, data: bytes = b"") -> None:
         self._control_serial += 1
@@ -361,59 +267,34 @@ class Session:
     def _status(self) -> dict[str, Any]:
         online = self._core.state is State.ONLINE
         state = "online" if online else "parked" if self._was_online else "absent"
+        absent = "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}"
+        since = self._since.isoformat(timespec="milliseconds")
         return {
             "session_id": f"{self._core.session_id or self._core.last_session_id:#018x}",
             "stage": self._core.state.name.lower(),
             "link": {
                 "state": state,
-                "since": self._since.isoformat(timespec="milliseconds"),
+                "since": since,
                 "peer": f"v{self._core.version}",
                 "speed": self._gadget.speed if self._gadget and online else "",
                 "reason": "" if online else self._reason,
             },
-            "exports": [
-                {**self._export_status(export, online), "source": str(args.get("path", ""))}
-                for export, args in zip(self._exports, self._served.sources, strict=True)
-            ],
+            "exports": self._offer.status(since, absent),
             "ejection_told": self._told,
             **self._refusals.status(),
-            "removing": [export.name for export in self._served.gone],
+            "removing": [export.name for export in self._offer.served.gone],
         }
 
-    def _export_status(self, export: Export, online: bool) -> dict[str, Any]:
-        export_id = export.export_id
-        reason = "" if online else f"no gadget since {self._since.isoformat(timespec='seconds')}: {self._reason}"
-        if export_id in self._ejection.ejected:
-            flushed = export_id in self._ejection.flushed
-            reason = "ejected: " + (
-                "flushed: it is safe to unplug or power off" if flushed else "not flushed yet: wait"
-            )
-        return {
-            "name": export.name,
-            "role": f"source.{export.name}",
-            "id": f"{export_id:#010x}",
-            "device": "",
-            "size_bytes": export.size_bytes,
-            "block_size": export.block_size,
-            "read_only": export.read_only,
-            "state": "live" if online and export_id not in self._ejection.ejected else "parked",
-            **({} if online else {"since": self._since.isoformat(timespec="milliseconds")}),
-            "reason": reason,
-        }
+    @property
+    def _told(self) -> bool:
+        """Does the gadget act on what was last said of ejecting? Without a gadget nobody has to."""
+        if self._core.state is State.ONLINE:
+            return self._offer.announced
+        return self._core.state is State.SEARCHING
 
 
 def _names(gadgets: list[Gadget]) -> str:
     return ", ".join(gadget.serial or gadget.place or f"{gadget.bus}-{gadget.address}" for gadget in gadgets)
-
-
-def removed(export: ExportV1) -> ExportV1:
-    """`export` as it is announced once more, when it is served no longer."""
-    return replace(export, flags=export.flags | ExportFlag.EJECTED | ExportFlag.FLUSHED | ExportFlag.REMOVED)
-
-
-def boot_id() -> bytes:
-    """This machine's boot id, 16 bytes (random(4)): another one means that what was not flushed may be lost."""
-    return UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
 
 
 def start(role: Role) -> None:

@@ -2,7 +2,7 @@
 
 A removed export is kept until a gadget has heard of it: then its device may go. The file is replaced in one step before
 anything is done, so that a session that is killed in between leaves it to its successor; `host serve` begins without
-one. Called by host/session/role.py; the command line clears it away.
+one. Called by host/session/offer.py; the command line clears it away.
 """
 
 import json

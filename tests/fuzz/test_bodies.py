@@ -148,8 +148,8 @@ def test_any_arguments_of_a_call_are_answered(role: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(SimRole, "method", lambda role, name, handler: methods.register(role, name, handler))
     monkeypatch.setattr("gadget.session.operator.save_wishes", lambda *_: None)
     monkeypatch.setattr("gadget.session.operator.load_wishes", lambda *_: {})
-    monkeypatch.setattr("host.session.role.save_served", lambda *_: None)
-    monkeypatch.setattr("host.session.role.save_ejection", lambda *_: None)
+    monkeypatch.setattr("host.session.offer.save_served", lambda *_: None)
+    monkeypatch.setattr("host.session.offer.save_ejection", lambda *_: None)
 
     def call() -> None:
         server = object.__new__(ControlServer)

@@ -13,7 +13,7 @@ from common.wire import ExportRecord
 from common.wire_v1 import ExportFlag, ExportV1
 from gadget.session.core import configure, without
 from gadget.session.state import State
-from host.session.role import removed
+from host.session.export import removed
 from host.session.served import Served, load_served, save_served, served_path
 from host.usb import core as usb
 
