@@ -194,7 +194,7 @@ def test_a_response_that_makes_no_sense_starts_the_link_over_and_loses_nothing(h
     again.leave()
 
 
-def test_a_discard_reaches_a_v0_host_and_one_that_refuses_it_breaks_nothing(host: V0Host) -> None:
+def test_a_discard_reaches_a_v0_host_and_one_that_cannot_do_it_is_no_error(host: V0Host) -> None:
     """Issue 4, item 6: v0 does not say what its host can, so the device may ask for everything."""
     serving(host)
     discard = ["blkdiscard", "--offset", str(1 << 20), "--length", str(1 << 20), str(DEVICE)]
@@ -202,8 +202,8 @@ def test_a_discard_reaches_a_v0_host_and_one_that_refuses_it_breaks_nothing(host
     asked = [(r.lba, r.blocks) for r in host.requests if r.op is Op.DISCARD]
     assert sum(blocks for _, blocks in asked) == (1 << 20) // 512 and min(asked)[0] == (1 << 20) // 512
     host.status_of = lambda request: errno.EOPNOTSUPP if request.op is Op.DISCARD else 0
-    refused = subprocess.run(discard, capture_output=True, text=True)
-    assert refused.returncode != 0 and "Operation not supported" in refused.stderr
+    subprocess.run(discard, check=True)  # to the block layer it is a hint
+    assert host.requests[-1].op is Op.DISCARD
     subprocess.run(["dd", f"if={DEVICE}", "of=/dev/null", "bs=4096", "count=4", "iflag=direct"], check=True)
 
 

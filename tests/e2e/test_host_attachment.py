@@ -54,7 +54,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     gadget = V0Gadget(work / "ffs")
     with (work / "serve.log").open("w") as log:
         serve = subprocess.Popen(
-            [sys.executable, "-m", "tools.cli", "host", "serve", str(image), f"{work}/fixed.img?ro"],
+            [sys.executable, "-m", "tools.cli", "host", "serve", str(image), f"file:{work}/fixed.img?ro"],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -26,7 +26,7 @@ RESULT = Path("/var/lib/proof")
 
 def mounted_on(place: str) -> str:
     lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [source for source, where, *_ in lines if where == place][-1]
+    return os.path.realpath([source for source, where, *_ in lines if where == place][-1])  # it may be named by a link
 
 
 class Sentry(threading.Thread):
