@@ -17,12 +17,10 @@ needed = pytest.mark.skipif(not DEBIAN.exists(), reason="no udev to copy: `make 
 
 @pytest.fixture(scope="module")
 def udevd() -> Iterator[None]:
-    for name in ("lib/udev", "bin/udevadm"):
-        target = Path("/") / name
-        if target.exists():
-            continue
-        source = DEBIAN / name
-        shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copy(source, target)
+    # packages that have rules may be here without udev, whose own rules ours stand on
+    shutil.copytree(DEBIAN / "lib/udev", "/lib/udev", symlinks=True, dirs_exist_ok=True)
+    if not Path("/bin/udevadm").exists():
+        shutil.copy(DEBIAN / "bin/udevadm", "/bin/udevadm")
     for library in DEBIAN.rglob("libkmod.so.2*"):
         if not (Path("/usr/lib/x86_64-linux-gnu") / library.name).exists():
             shutil.copy(library, "/usr/lib/x86_64-linux-gnu", follow_symlinks=False)
