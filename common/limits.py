@@ -82,6 +82,8 @@ SEARCH_S = 1.0  # looking at sysfs while no uevent comes: the kernel drops ueven
 RETRY_S = 0.25  # pause after a failed attachment; a device that is going away is still seen for a moment
 SETTLE_S = 15.0  # from CONFIG_EXPORTS to an active STATUS: the gadget makes block devices meanwhile
 SETTLE_LOOK_S = 0.03  # STATUS is asked this often until then
+# What a gadget had waiting is here by then, counted from exports in force: it sends it in the turn in which they are.
+ASKED_AGAIN_S = 0.02
 
 URBS_IN_FLIGHT = 4  # of each v0 stream: the next is with the controller before the loop has heard of the last
 MAX_UNWRITTEN = MAX_EXPORTS * MAX_IN_FLIGHT  # answers a gadget may leave unread; an honest one reads as it asks

@@ -155,9 +155,9 @@ class UsbCore:
         self._by_sequence.clear()
 
     # -- Requests ------------------------------------------------------------------------------------------------
-    def received(self, data: bytes) -> list[Action]:
+    def received(self, request: Request) -> list[Action]:
         """v0: a message from interrupt IN. WireError if the gadget breaks the protocol: the attachment is over."""
-        return self._requested(Request.decode(data))[1]
+        return self._requested(request)[1]
 
     def requested(self, record: Record) -> tuple[int | None, list[Action]]:
         """v1: the first record of a Request. Also its sequence, if a payload follows it. WireError as `received`."""

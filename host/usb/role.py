@@ -12,12 +12,13 @@ from bus.role import Role
 from common import follow, limits, trace
 from common.errors import MALFORMED, WireError
 from common.refusals import Refusals
-from common.wire import Control, ExportRecord
+from common.wire import Control, ExportRecord, Request
 from common.wire_v1 import ControlV1, Record
 from host.usb import library
 from host.usb.attachment import Attachment
 from host.usb.core import Action, Answer, Dispatch, Served, Take, UsbCore
 from host.usb.streams import ControlRequest
+from host.usb.waits import Waits
 
 
 class Usb:
@@ -32,6 +33,7 @@ class Usb:
         self._followed: dict[str, list[list[Any]]] = {}  # ids of what is in the batches, while I/Os are followed
         self._attachment: Attachment | None = None
         self._attached = False
+        self._waits = Waits(role.loop.now)
         self._announced = False  # have our exports been said to the gadget, in this epoch
         self._session_id = 0
         self._reason = "no gadget yet"
@@ -85,6 +87,7 @@ class Usb:
                 self._offer(note["exports"])
             case "online":
                 self._session_id = int(note["session_id"])
+                self._waits.in_force()
             case "control":
                 self._control(note)
             case unknown:
@@ -106,7 +109,9 @@ class Usb:
             Served(ExportRecord(int(number), int(block_size), int(size_bytes)), str(name), bool(read_only))
             for number, block_size, size_bytes, name, read_only in exports
         ]
-        for gone in self._core.offer(served):
+        forgotten = self._core.offer(served)
+        self._waits.offer(*([one.record.export_id for one in ones] for ones in (served, forgotten)))
+        for gone in forgotten:
             self._introduced.pop(gone.role, None)
             arena = self._arenas.pop(gone.record.export_id, None)
             if arena is not None:
@@ -156,7 +161,7 @@ class Usb:
     def restarting(self) -> None:
         """v1: this epoch's data are over; what is at a source ends there, and is asked for again."""
         self._role.log.warning("the data plane starts over")
-        self._core.detach()
+        self._lost()
 
     def restarted(self) -> None:
         """v1: a new epoch has begun."""
@@ -166,7 +171,7 @@ class Usb:
         """The device is gone, or was never had; no transfer is left."""
         self._role.log.warning(f"detached: {reason}")
         if self._core.attached:
-            self._core.detach()
+            self._lost()
         self._attachment, self._attached, self._session_id, self._reason = None, False, 0, reason
         self._tell_link()
 
@@ -174,7 +179,10 @@ class Usb:
         """v0: a Request. WireError goes to the attachment, which ends."""
         self._heard()
         trace.point("usb.request.arrived")
-        self._do(self._core.received(data))
+        request = Request.decode(data)
+        actions = self._core.received(request)
+        self._waits.arrived(request.export_id)
+        self._do(actions)
         self._tell_refused()
 
     def request(self, record: Record) -> int | None:
@@ -182,6 +190,7 @@ class Usb:
         self._heard()
         trace.point("usb.request.arrived")
         sequence, actions = self._core.requested(record)
+        self._waits.arrived(record.export_id)
         self._do(actions)
         if self._core.refused:
             self._tell_refused()
@@ -198,6 +207,10 @@ class Usb:
         self._counts["requests"] += 1
         if not self._announced:
             raise WireError("a Request before our exports were announced: of a link that is over")
+
+    def _lost(self) -> None:
+        self._core.detach()
+        self._waits.lost()
 
     def taken(self, sequence: int) -> None:
         trace.point("usb.payload.taken")
@@ -287,6 +300,7 @@ class Usb:
             io = follow.io_id(response.export_id, response.request_id)
             follow.step(io, "answering", status=response.status, payload=answer.size_bytes)
         trace.point("usb.answering")
+        self._waits.answered(answer.response.export_id)
         address = self._arenas[answer.response.export_id].address + answer.offset if answer.size_bytes else 0
         here.answer(answer, address)
 
@@ -314,6 +328,7 @@ class Usb:
             "reason": "" if self._attached else self._reason,
             "session_id": f"{self._session_id:#018x}",
             "in_flight": self._core.counts(),
+            "waits": {one.name: self._waits.status(one.record.export_id) for one in self._core.offered()},
             "arenas_locked": all(arena.locked for arena in self._arenas.values()),
             **self._counts,
             **self._refusals.status(),

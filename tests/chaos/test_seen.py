@@ -23,7 +23,7 @@ from tests.native.disk import ModelDisk
 from tools.cli import main
 from tools.cli.look import ask_all, look
 from tools.cli.metrics import scrape
-from tools.cli.roles import io_pause, io_waited_ms
+from tools.cli.pause import await_io
 
 ROOT = Path(tools.__file__).parent.parent
 GADGET, HOST = Runtime(Side.GADGET), Runtime(Side.HOST)
@@ -150,7 +150,7 @@ def test_a_command_to_a_role_tells_what_happened_and_how_long_io_waited(
 def test_without_io_a_command_says_so(here: Bench) -> None:
     await_(lambda: _slowest_ms() == 0, "what was slow before to be forgotten")
     # Not by a whole command: a successor may have the session look for partitions, which is I/O.
-    assert io_pause(io_waited_ms(GADGET, "watchdog", None)) == "; no I/O was under way"
+    assert await_io(GADGET, "watchdog", None, print).told() == "; no I/O was under way"
 
 
 def _slowest_ms() -> float:

@@ -26,6 +26,7 @@ from typing import Any
 import msgpack
 
 from common.iostats import IoStats
+from host.usb.waits import Waits
 from tests.sim.checker import Written
 from tests.sim.processes import Process, SimThread
 from tests.sim.run import SimLog
@@ -43,7 +44,9 @@ _NOT_STATE = {
     "_iovecs",  # written anew before each use, and full of addresses
 }
 # They have no state but what they are; or it is told to people and decides nothing: wall-clock times, statistics.
-_NAMED = (type, ModuleType, BuiltinFunctionType, Struct, World, SimLog, msgpack.Packer, datetime, LockType, IoStats)
+_NAMED = (
+    type, ModuleType, BuiltinFunctionType, Struct, World, SimLog, msgpack.Packer, datetime, LockType, IoStats, Waits,
+)  # fmt: skip
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 

@@ -32,7 +32,7 @@ def core(with_sources: bool = True) -> UsbCore:
 def ask(
     usb: UsbCore, op: Op, request_id: int, lba: int = 0, blocks: int = 1, export: int = 0x11, flags: int = 0
 ) -> list[Action]:
-    return usb.received(Request(op, request_id, export, lba, blocks, flags).encode())
+    return usb.received(Request(op, request_id, export, lba, blocks, flags))
 
 
 def only(actions: list[Action]) -> Action:
@@ -266,7 +266,7 @@ def test_completion_that_answers_nothing_is_ignored() -> None:
 def test_every_message_is_dealt_with_or_ends_the_attachment(data: bytes) -> None:
     usb = core()
     with contextlib.suppress(WireError):
-        usb.received(data)
+        usb.received(Request.decode(data))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40 * 1024), st.integers(0, 30)), max_size=60))

@@ -9,6 +9,7 @@ from common.wire import ExportRecord, Op, Request
 from common.wire_v1 import ControlV1, Record
 from host.usb.core import Served, UsbCore
 from host.usb.role import Usb
+from host.usb.waits import Waits
 
 DISK = Served(ExportRecord(0xA, 512, 1 << 20), "disk", False)
 
@@ -24,7 +25,7 @@ def attached_usb(version: int) -> Usb:
     usb._attachment = SimpleNamespace(  # type: ignore[assignment]
         bus=1, address=2, version=version, epoch=version * 77, control=lambda request: None
     )
-    usb._reason = ""
+    usb._reason, usb._waits = "", Waits(lambda: 0.0)
     usb._core.offer([DISK])
     usb.attached()
     return usb

@@ -7,18 +7,18 @@ from typing import Any
 
 from bus.control import ask
 from bus.role import WATCHDOG
-from bus.runtime import Runtime, Side, living, recorded_roles
+from bus.runtime import Runtime, living
 from common import limits
 from common.errors import Exit, Gone, Refused
 from common.units import show_ms
-from tools.cli.look import ask_all
+from tools.cli.pause import await_io
 from tools.cli.side import find, processes, say
 from tools.cli.waiting import Waiting
 from tools.cli.where import SUPERVISORS
 from tools.supervise.launch import kill
 
 _LOOK_S = 0.02
-_ANSWER_S = 0.5  # of one look at the watchdog, or at the queues, which may be busy: what they do not tell is left out
+_ANSWER_S = 0.5  # of one look at the watchdog
 _DONE = {"restart": "restarted", "drain": "drained", "kill": "killed"}
 
 
@@ -45,8 +45,8 @@ def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] 
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
             told = _told(how, role, before, row, time.monotonic() - began)
-            waited_ms = io_waited_ms(runtime, role, row["pause_ms"])
-            return Replacement(told + io_pause(waited_ms), waited_ms)
+            pause = await_io(runtime, role, row["pause_ms"], show)
+            return Replacement(told + pause.told(), pause.waited_ms)
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
         stage = f"{role} ({row['phase'] if row and row.get('phase') else 'it or the watchdog is being replaced'})"
@@ -75,26 +75,6 @@ def _told(how: str, role: str, before: dict[str, Any], row: dict[str, Any], took
         raise Refused(f"{role}: not drained: {why}: see 'replug log {role}'", Exit.FAULT)
     pause = f", paused {row['pause_ms']} ms" if row["pause_ms"] is not None else ""
     return f"{role}: {_DONE[how]}: pid {before['pid']} is now {row['pid']}{pause}, ready after {show_ms(took_s)}"
-
-
-def io_pause(waited_ms: float | None) -> str:
-    if waited_ms is None:
-        return ""
-    return f"; I/O waited for {show_ms(waited_ms / 1000)} at most" if waited_ms else "; no I/O was under way"
-
-
-def io_waited_ms(runtime: Runtime, role: str, pause_ms: int | None) -> float | None:
-    """How long I/O waited, as the gadget's queues have seen it in the last second or two; the host cannot tell."""
-    if runtime.side is not Side.GADGET:
-        return None
-    queues = [name for name in recorded_roles(runtime) if name.startswith("queue.") and living(runtime, name)]
-    waits = []
-    for name, answer in ask_all(runtime, queues, _ANSWER_S).items():
-        if isinstance(answer, dict):
-            wait_ms = max(float(answer.get("slowest_ms", 0)), float(answer.get("oldest_ms", 0)))
-            # A new queue has counted only since it was there; what it was given at once had waited for it.
-            waits.append(wait_ms + (pause_ms or 0 if name == role and wait_ms else 0))
-    return max(waits, default=0.0)
 
 
 def _row(runtime: Runtime, role: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bus import fds as fdsocket
 from bus.role import WATCHDOG
-from bus.runtime import FIRST_FORMAT, FORMAT, Runtime, Side, living, recorded_roles, take_reason
+from bus.runtime import FIRST_FORMAT, FORMAT, Runtime, living, recorded_roles, take_reason
 from common import limits
 from common.errors import MALFORMED, Exit, Gone, Refused, ReplugError, WireError
 from common.units import show_ms
@@ -52,14 +52,14 @@ def upgrade(side: str | None, instance: str) -> int:
     took = show_ms(time.monotonic() - began)
     if faults:
         raise Refused(f"upgrade: not all of {runtime.side} is new: {'; '.join(faults)}: say it again", Exit.FAULT)
-    say(f"{runtime.side} is upgraded to {VERSION} in {took}{_longest(runtime, longest)}")
+    say(f"{runtime.side} is upgraded to {VERSION} in {took}{_longest(longest)}")
     return Exit.DONE
 
 
-def _longest(runtime: Runtime, longest: tuple[float, str]) -> str:
-    if runtime.side is not Side.GADGET:
-        return ""  # how long I/O waited is known to the gadget's queues
+def _longest(longest: tuple[float, str]) -> str:
     waited_ms, role = longest
+    if not role:
+        return ""  # nobody could tell: a host without a gadget
     if not waited_ms:
         return "; no I/O was under way"
     return f"; I/O waited for {show_ms(waited_ms / 1000)} at most, when {role} was restarted"
@@ -153,7 +153,8 @@ def _restart_all(runtime: Runtime) -> tuple[tuple[float, str], list[str]]:
             faults.append(str(error))
             continue
         say(done.told)
-        longest = max(longest, (done.waited_ms or 0.0, role))
+        if done.waited_ms is not None:
+            longest = max(longest, (done.waited_ms, role))
         if role == WATCHDOG:
             _await_twin(runtime)
     return longest, faults
