@@ -21,6 +21,9 @@ EXPECTED = {
     _USB + r"usbfs: process \d+ \(replug:usb\) did not claim interface 0 before use": (
         "somebody else's reset took its interface away: by its next transfer it finds out"
     ),
+    _USB + r"usbfs: USBDEVFS_CONTROL failed cmd replug:usb rqt \d+ rq \d+ len \d+ ret -110": (
+        "the gadget's whole side was dead for longer than we wait for an answer on ep0 (CONTROL_TIMEOUT_MS)"
+    ),
     r"usb usb\d+: (?:root hub lost power or was reset|USB disconnect, device number \d+)": "the root hub wakes",
     r"dummy_udc dummy_udc\.\d+: (?:binding|releasing|registering|disabled|enabled) .*": "the controller is bound",
     r"configfs-gadget(?:\.\w+)* gadget\.\d+: .*": "the gadget's core tells of connect and configuration",
