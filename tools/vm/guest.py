@@ -25,7 +25,8 @@ from tools.vm.initrd import Job, build
 
 KERNEL_OPTIONS = (
     # panic=-1 with -no-reboot ends QEMU at once; an oops is a panic because a test must not pass over one
-    "loglevel=4 panic=-1 oops=panic nokaslr mitigations=off nowatchdog audit=0 "
+    # one allocation in 10 ms is watched for use after free (Documentation/dev-tools/kfence.rst): it names the culprit
+    "kfence.sample_interval=10 loglevel=4 panic=-1 oops=panic nokaslr mitigations=off nowatchdog audit=0 "
     "no_timer_check random.trust_cpu=on rdinit=/init"
 )
 PORTS = ("out", "err", "control")

@@ -1,6 +1,6 @@
 """A whole pytest in guests: split its files, run each share in a guest of its own, add the counts up.
 
-One guest for each core, because one virtual processor is faster than two for processes that talk to each
+One guest at a time for each core, because one virtual processor is faster than two for processes that talk to each
 other. Each guest is a `python -m tools.vm run` of its own; its pytest leaves a junit file in a shared
 directory. Also runs the same pytest without a guest on a machine that has dummy controllers itself.
 """
@@ -16,10 +16,12 @@ import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools.vm.counts import Counts, count, one_failure, read_durations
 from tools.vm.images import Lacking
+from tools.vm.panic import panic_of
 
 DEFAULT_TESTS = "tests/e2e"
 FIRST_DURATIONS = "tests/e2e/durations.json"
@@ -35,6 +37,8 @@ GUEST_OPTIONS = (
 """Plugins of no use in a guest of its own; importing them costs 7 s there. Hypothesis itself still works."""
 
 CONSOLE_LINES = 40
+SHARES_PER_JOB = 2
+"""A guest that dies takes all results of its share with it, so shares are smaller than they could be; a boot is 5 s."""
 
 PYTEST_EXITS = (0, 1, 5)
 """All passed, some failed, none collected: a junit file tells these in full. Others are failures too."""
@@ -72,23 +76,25 @@ def split(files: Iterable[str], weights: Mapping[str, float], jobs: int) -> list
 def in_guests(
     arguments: Sequence[str], jobs: int, results: Path | None, machine: Sequence[str], cache: Path, root: Path
 ) -> Counts:
-    """Run pytest with *arguments* in up to *jobs* guests; *machine* are options for each `vm run`."""
+    """Run pytest with *arguments*, in *jobs* guests at a time; *machine* are options for each `vm run`."""
     tests, options = separate(arguments, Path.cwd())
     files = files_of(tests or [str(root / DEFAULT_TESTS)], Path.cwd())
     memory = cache / "durations.json"
-    shares = split(files, weights(files, root, memory), jobs)
+    shares = split(files, weights(files, root, memory), jobs * SHARES_PER_JOB)
     with tempfile.TemporaryDirectory(prefix="replug-results-") as temporary:
         where = (results or Path(temporary)).absolute()
         where.mkdir(parents=True, exist_ok=True)
         lanes = [Lane(number, share, where) for number, share in enumerate(shares, start=1)]
+        pool = ThreadPoolExecutor(jobs)
         try:
-            for lane in lanes:
-                lane.start(lane.command(options, machine), root)
-            counts = [lane.finish() for lane in lanes]
+            counts = list(pool.map(lambda lane: lane.run(lane.command(options, machine), root), lanes))
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             for lane in lanes:
                 lane.stop()
         _remember(memory, lanes)
+    for line in deaths([where]):
+        print(line)
     return sum(counts, Counts())
 
 
@@ -101,7 +107,9 @@ class Lane:
         self.number, self.files, self.results = number, files, results
         self.junit = results / f"junit-{number}.xml"
         self.console = results / f"console-{number}.txt"
+        self.death = results / f"death-{number}.txt"
         self._child: subprocess.Popen[bytes] | None = None
+        self._stopped, self._starting = False, threading.Lock()
 
     def command(self, options: Sequence[str], machine: Sequence[str]) -> list[str]:
         """What runs our files in a guest with that machine's options, and that pytest's."""
@@ -112,31 +120,64 @@ class Lane:
             command += ["--visible", directory]
         return [*command, "--", *pytest_command([*GUEST_OPTIONS, *options], self.junit, self.files)]
 
+    def run(self, command: Sequence[str], root: Path) -> Counts:
+        """From start to end. Once more, and told, if the guest died of what none of its tests can be blamed for."""
+        self.death.unlink(missing_ok=True)
+        self.start(command, root)
+        if not self._died_blameless():
+            return self.finish()
+        self.start(command, root)
+        return self.finish()
+
+    def _died_blameless(self) -> bool:
+        self._wait()
+        if self.junit.exists() or self._stopped:
+            return False
+        panic = panic_of(self.console.read_text(errors="replace")) if self.console.exists() else None
+        if panic is None or not panic.blameless:
+            return False
+        self._tell_console()
+        self.death.write_text(f"guest {self.number}'s kernel died, its tests ran again: {panic}\n")
+        return True
+
     def start(self, command: Sequence[str], root: Path) -> None:
-        """Start the guest; its junit file appears when its pytest ends."""
+        """Start the guest, unless all were stopped; its junit file appears when its pytest ends."""
         self.junit.unlink(missing_ok=True)
-        self._child = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        self.console.unlink(missing_ok=True)
+        with self._starting:
+            if self._stopped:
+                return
+            self._child = subprocess.Popen(
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
         self._reader = threading.Thread(target=self._pass_on, args=(self._child.stdout or (),), daemon=True)
         self._reader.start()
 
     def finish(self) -> Counts:
         """Wait for the end and read the counts; a guest that left none counts as one failure."""
-        assert self._child is not None
-        exit_code = self._child.wait()
-        self._reader.join()
+        exit_code = self._wait()
         counts = count([self.junit])
         if not self.junit.exists():
-            self._failed(self.junit, f"no results: guest {self.number} ended with exit status {exit_code}")
+            panic = panic_of(self.console.read_text(errors="replace")) if self.console.exists() else None
+            why = f"its kernel died: {panic}" if panic else f"ended with exit status {exit_code}"
+            self._failed(self.junit, f"no results: guest {self.number} {why}")
             self._tell_console()
         elif exit_code not in PYTEST_EXITS:
             self._failed(self.junit.with_suffix(".exit.xml"), f"guest {self.number} ended with exit status {exit_code}")
             counts += Counts(failed=1)
         return counts
 
+    def _wait(self) -> int:
+        if self._child is None:
+            return 125  # stopped before it was begun
+        exit_code = self._child.wait()
+        self._reader.join()
+        return exit_code
+
     def stop(self) -> None:
         """End the guest if it still runs; it takes its QEMU and its files with it."""
+        with self._starting:
+            self._stopped = True
         if self._child is not None and self._child.poll() is None:
             self._child.terminate()
             self._child.wait()
@@ -191,6 +232,13 @@ def missing_here(root: Path, euid: int) -> str:
     if not (root / "sys/kernel/config/usb_gadget").is_dir():
         return "no /sys/kernel/config/usb_gadget: 'modprobe libcomposite'"
     return ""
+
+
+def deaths(places: Iterable[Path]) -> list[str]:
+    """What became of guests that died and were replaced, of a run whose results lie in these directories."""
+    return [
+        line for place in places for file in sorted(place.glob("death-*.txt")) for line in file.read_text().splitlines()
+    ]
 
 
 def _module_of(file: str, root: Path) -> str:
