@@ -1,4 +1,7 @@
-"""Kill points in real processes: a role killed at a named step, by call or at its birth, and its successor goes on."""
+"""Kill points in real processes: a role killed at a named step, by call or at its birth, and its successor goes on.
+
+Shows issue 3, item 7.
+"""
 
 import os
 import socket

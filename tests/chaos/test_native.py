@@ -3,6 +3,8 @@
 After each fault I/O flows within seconds, no other process has another pid, no request has failed, every byte read is
 what was written last, the models have seen nothing that a kernel would not take; at the end the host's files are as
 acknowledged, and `down` leaves nothing. The long run is `make chaos-native`.
+
+Shows issue 3, items 8 and 9.
 """
 
 import contextlib

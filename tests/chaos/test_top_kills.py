@@ -3,6 +3,8 @@
 The death is held open by a stop of whoever would start the successor, so `during` is a state and not a moment. What the
 screens showed is kept in tests/snapshots/top (`REPLUG_SNAPSHOTS=1` writes them anew, for eyes to judge); without their
 numbers they are compared.
+
+Shows issue 5, item 1.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""A fixed set of seeds, what they drive, and that the simulator can fail: `make sim` runs others."""
+"""A fixed set of seeds, what they drive, and that the simulator can fail: `make sim` runs others.
+
+Shows issue 3, item 10; issue 7, items 1 and 3.
+"""
 
 import importlib
 import sys

@@ -2,6 +2,8 @@
 
 In a guest of its own (`make system`), because not all of it is given back. What the doctor says of a lack must also be
 true: the command that needs the thing is refused (exit 4) where it is, and where a cure is one command it is run.
+
+Shows issue 5, item 3.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""`replug bench`: what is made of figures, without measuring any."""
+"""`replug bench`: what is made of figures, without measuring any (issue 6, item 1)."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The judges of chaos: which line of the kernel is a fault, what a sleep is, what was promised, what is told."""
+"""The judges of chaos: which line of the kernel is a fault, what a sleep is, what was promised, what is told.
+
+Shows issue 3, item 9.
+"""
 
 import errno
 import itertools

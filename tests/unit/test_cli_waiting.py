@@ -1,4 +1,4 @@
-"""What a command says while it waits: for what, since when, and for how long still."""
+"""What a command says while it waits: for what, since when, and for how long still (issue 5, item 9)."""
 
 from tools.cli.eject import unwritten_bytes
 from tools.cli.waiting import EVERY_S, FIRST_S, Waiting

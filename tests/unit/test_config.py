@@ -1,4 +1,7 @@
-"""Configuration files: keys are options, values are as on the command line, faults name file, line and key."""
+"""Configuration files: keys are options, values are as on the command line, faults name file, line and key.
+
+Shows issue 5, item 4.
+"""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the demo says while it goes on: how far a stretch is, and about how long it still takes."""
+"""What the demo says while it goes on: how far a stretch is, and about how long it still takes (issue 5, item 9)."""
 
 import pytest
 

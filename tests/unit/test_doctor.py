@@ -1,4 +1,7 @@
-"""`replug doctor`: facts in, findings out, one lack at a time; and the probe on made-up trees and on this machine."""
+"""`replug doctor`: facts in, findings out, one lack at a time; and the probe on made-up trees and on this machine.
+
+Shows issue 5, item 3.
+"""
 
 import json
 from dataclasses import replace

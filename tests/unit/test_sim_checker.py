@@ -1,4 +1,7 @@
-"""What the simulator's checker allows and what it does not, on histories and disk errors made by hand."""
+"""What the simulator's checker allows and what it does not, on histories and disk errors made by hand.
+
+Shows issue 7, item 2.
+"""
 
 from errno import EIO, ENOSPC
 

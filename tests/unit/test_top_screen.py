@@ -1,4 +1,7 @@
-"""`replug top` in a real terminal (tmux), over a real side of tiny roles: before, during and after kills."""
+"""`replug top` in a real terminal (tmux), over a real side of tiny roles: before, during and after kills.
+
+Shows issue 5, item 1.
+"""
 
 import os
 import signal

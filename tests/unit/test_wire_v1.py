@@ -146,6 +146,7 @@ def test_payloads_come_out_as_they_went_in_whatever_their_sizes(sizes: list[int]
 
 
 def test_small_requests_share_a_frame() -> None:
+    """Issue 6, item 2: a crowd travels together."""
     packer: Packer[bytes] = Packer(EPOCH)
     for number in range(limits.FRAME_RECORDS + 1):
         packer.add(replace(READ, request_id=number), 0, b"")
