@@ -20,7 +20,7 @@ from typing import Any
 
 from bus import fds
 from bus.control import ask
-from bus.runtime import Runtime, Side, living
+from bus.runtime import Runtime, Side, living, run_state, start_ticks
 from common.errors import Gone
 from tests.chaos.events import STOPPED_S, Cut, Event, Key, Kill, Stop, Terminate, Unplug, WholeSide, kind_of, pid_of
 
@@ -149,12 +149,8 @@ def await_state(pid: int, state: str) -> None:
 
 
 def _state(pid: int) -> str:
-    """Of proc_pid_stat(5); a zombie is dead."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "dead"
-    return "dead" if state in "ZX" else state
+    """Of proc_pid_stat(5); dead when its last thread is: until then its name is not free, and no successor is born."""
+    return "dead" if start_ticks(pid) is None else run_state(pid)
 
 
 def _go_on(pid: int) -> None:

@@ -7,14 +7,16 @@ import errno
 import itertools
 import os
 import random
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from bus.runtime import Side
-from tests.chaos import guests, sleep
+from bus.runtime import Side, run_state
+from tests.chaos import guests, sleep, stages
 from tests.chaos.budgets import (
     COLD_START,
     FAULT_FREE,
@@ -401,3 +403,25 @@ def test_the_native_page_says_why_nothing_sleeps_there() -> None:
     text = Page(Results(), native=True).text()
     assert "the models have nothing that could sleep" in text
     assert not [line for line in text.splitlines() if line.startswith("- suspend")]
+
+
+_LEADERLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("begun", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_is_dead_when_its_last_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen at SEED=20261130 N=1015, natively: the next strike hit a role of which one thread was still dying."""
+    monkeypatch.setattr(stages, "REACH_S", 0.3)
+    process = subprocess.Popen([sys.executable, "-c", _LEADERLESS], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+    while run_state(process.pid) != "Z":
+        assert process.poll() is None
+    with pytest.raises(RuntimeError, match="is Z, not dead"):
+        stages.await_state(process.pid, "dead")
+    process.kill()
+    stages.await_state(process.pid, "dead")
+    process.communicate()
