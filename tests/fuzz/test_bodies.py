@@ -19,7 +19,8 @@ from bus.envelope import Envelope, Kind
 from common import limits
 from common.errors import Refused
 from tests.fuzz.hurt import places, put
-from tests.sim.run import Run, SimRole
+from tests.sim.roles import SimRole
+from tests.sim.run import Run
 from tests.sim.world import Violation
 
 SEEDS = range(60)

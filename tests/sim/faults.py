@@ -5,12 +5,17 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
+from common import limits
 from common.wire import Op
+from tests.sim.processes import Process
 from tests.sim.trouble import Failing, Trouble
 
 if TYPE_CHECKING:
     from tests.sim.run import Run
 
+SILENT_S = (
+    limits.READY_S + (limits.SILENT_WAITS + 1) * limits.SILENCE_S
+)  # a watchdog or spawner is found silent by then
 STATIC = (("gadget", "usb"), ("gadget", "session"), ("host", "usb"), ("host", "session"))
 
 
@@ -41,6 +46,13 @@ class Faults:
                 (20, self._disk_full),
                 (20, self._disk_falls_short),
                 (8, self._fdatasync_fails),
+            ]
+        if run.setting.watchdogs:
+            self._kinds += [
+                (25, self._watchdog_and_another),
+                (10, self._spawner_and_twin),
+                (5, self._all_supervision),
+                (25, self._stop_for_good),
             ]
         self._plan()
 
@@ -125,6 +137,42 @@ class Faults:
             self._later(self._world.random.choice((5.0, 9.0)), process.go_on)
             then = self._world.random.choice((self._reset, self._cut, self._kill, lambda: None))
             self._later(self._world.random.uniform(4.1, 4.9), then)
+
+    # -- watchdogs and spawners --------------------------------------------------------------------------------------
+    def _of(self, side: str, *roles: str) -> list[Process]:
+        found = [self._run.processes.get((side, role)) for role in roles]
+        return [process for process in found if process is not None and process.alive]
+
+    def _watchdog_and_another(self) -> None:
+        """At once, or the other while nobody watches."""
+        for process in self._of(self._world.random.choice(("gadget", "host")), "watchdog"):
+            self._world.say(f"FAULT kill {process}, and another soon")
+            process.finish("killed")
+            for other in self._some(1):
+                self._world.soon(lambda other=other: other.finish("killed"), 0, 30e-3)  # type: ignore[misc]
+
+    def _spawner_and_twin(self) -> None:
+        for process in self._of(self._world.random.choice(("gadget", "host")), "spawner", "twin"):
+            self._world.say(f"FAULT kill {process}")
+            process.finish("killed")
+
+    def _all_supervision(self) -> None:
+        for process in self._of(self._world.random.choice(("gadget", "host")), "watchdog", "spawner", "twin"):
+            self._world.say(f"FAULT kill {process}")
+            process.finish("killed")
+
+    def _stop_for_good(self) -> None:
+        """Whoever watches over it must find it silent. Nobody hears of a twin before it is needed. Of spawner
+        and watchdog one may be dead already while the other is frozen: nobody is left to see it then, but for us."""
+        supervision = self._run.supervision
+        assert supervision is not None
+        holders = [p for p in self._run.processes.values() if p.alive and p.role != "twin"]
+        named = [p for p in holders if supervision.holder(p.side, p.role) is p and not p.stopped]
+        for process in self._world.random.sample(named, min(1, len(named))):
+            process.stop()
+            if process.role in ("watchdog", "spawner"):
+                supervision.found_silent(process, SILENT_S)
+                self._later(SILENT_S + 1.0, process.go_on)
 
     # -- what disks do -----------------------------------------------------------------------------------------------
     def _trouble(self) -> Trouble:

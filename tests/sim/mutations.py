@@ -4,10 +4,9 @@ Each is a function that puts the fault in and returns how to take it out. tests/
 within a bounded number of seeds; `python -m tests.sim.mutations` says how many it took.
 """
 
-import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -18,9 +17,6 @@ import gadget.ublk.role
 import gadget.usb.core
 import gadget.usb.role
 import host.source.core
-import host.source.executor
-import host.source.file
-import host.source.latch
 import host.usb.core
 from bus.envelope import Envelope, Kind
 from common.wire import Op
@@ -28,12 +24,10 @@ from gadget.ublk.core import Commit, QueueCore
 from gadget.usb.core import Stage
 from gadget.usb.link import Link
 from host.usb.core import Stage as HostStage
-from tests.sim.model_source import FILE_OS
+from tests.sim.mutations_below import SETTINGS, Mutation
 from tests.sim.run import Run
-from tests.sim.setting import PLAIN, Setting
+from tests.sim.setting import PLAIN
 from tests.sim.world import Violation
-
-Mutation = Callable[[], Any]
 
 
 def no_fence() -> Any:
@@ -265,7 +259,8 @@ _original_do = gadget.usb.role.Usb._do
 
 def arena_reused() -> Any:
     """A queue's successor takes the arena of its predecessor (section 2: fresh arenas)."""
-    from tests.sim.run import SimArena, here
+    from tests.sim.roles import SimArena
+    from tests.sim.run import here
 
     original = SimArena.create
 
@@ -293,53 +288,6 @@ def space_not_given_back() -> Any:
     return patch.object(host.usb.core.UsbCore, "_completed", completed)
 
 
-def error_answered_as_ok() -> Any:
-    """A source says that an operation went well which had failed (invariant 1, issue 4)."""
-    original = host.source.executor.Executor.do
-
-    def do(self: Any, job: Any, arena: Any) -> int:
-        original(self, job, arena)
-        return 0
-
-    return patch.object(host.source.executor.Executor, "do", do)
-
-
-def errno_becomes_eio() -> Any:
-    """A source tells no other errno than EIO (section 5: that I/O fails with that errno)."""
-    original = host.source.core.SourceCore.finished
-    return patch.object(
-        host.source.core.SourceCore, "finished", lambda self, job, status: original(self, job, status and errno.EIO)
-    )
-
-
-def short_read_taken_for_whole() -> Any:
-    """A source reads once, however much comes (section 5)."""
-
-    def read(self: Any, offset: int, into: Any) -> None:
-        FILE_OS.preadv(self._fd, [into], offset)
-
-    return patch.object(host.source.file.FileSource, "_read", read)
-
-
-def short_write_taken_for_whole() -> Any:
-    """A source writes once, however much goes (invariant 1)."""
-
-    def write(self: Any, offset: int, data: Any) -> None:
-        FILE_OS.pwritev(self._fd, [data], offset)
-
-    return patch.object(host.source.file.FileSource, "_write", write)
-
-
-def failed_flush_forgotten() -> Any:
-    """After a failed fdatasync the next one is believed (invariant 1: it latches the export)."""
-    return patch.object(host.source.latch.Latch, "set", lambda self, reason: None)
-
-
-def failed_flush_not_recorded() -> Any:
-    """A source knows of its failed fdatasync, its successor does not (invariant 1: recorded before it is answered)."""
-    return patch.object(host.source.latch.Latch, "set", lambda self, reason: setattr(self, "reason", reason))
-
-
 @contextmanager
 def _both(one: Any, other: Any) -> Iterator[None]:
     with one, other:
@@ -348,8 +296,9 @@ def _both(one: Any, other: Any) -> Iterator[None]:
 
 # Not here, because what they break is healed by something else within a second, or is guarded twice: a new gadget usb
 # that does not halt its endpoint (STATUS tells that the exports are not in force), gadget usb taking `filled` of an old
-# epoch (its transfers are disowned before), a source telling a new usb what its predecessor asked for (the sequences of
-# a young usb are small, those of an old one large: they would have to meet).
+# epoch (its transfers are disowned before), a watchdog ordering a successor before the death of what it has killed (it
+# adopts whoever has the name), a source telling a new usb what its predecessor asked for (the sequences of a young usb
+# are small, those of an old one large: they would have to meet).
 MUTATIONS: list[Mutation] = [
     no_fence,
     epoch_ignored,
@@ -369,23 +318,8 @@ MUTATIONS: list[Mutation] = [
     tag_is_identity,
     arena_reused,
     space_not_given_back,
-    error_answered_as_ok,
-    errno_becomes_eio,
-    short_read_taken_for_whole,
-    short_write_taken_for_whole,
-    failed_flush_forgotten,
-    failed_flush_not_recorded,
+    *SETTINGS,
 ]
-_DISKS = Setting(disks=True)
-# What a run needs beyond the first faults for one of these to show.
-SETTINGS: dict[Mutation, Setting] = {
-    error_answered_as_ok: _DISKS,
-    errno_becomes_eio: _DISKS,
-    short_read_taken_for_whole: _DISKS,
-    short_write_taken_for_whole: _DISKS,
-    failed_flush_forgotten: _DISKS,
-    failed_flush_not_recorded: _DISKS,
-}
 
 
 def found_at(mutation: Mutation, seeds: range) -> tuple[int, str] | None:

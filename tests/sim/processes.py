@@ -80,6 +80,8 @@ class SimLoop:
 
         self.after(interval_s, again)
 
+    beat = every
+
     def before_wait(self, handler: Handler) -> None:
         self._before_wait.append(handler)
 
@@ -120,6 +122,9 @@ class Process:
         self.world, self.side, self.role, self.generation = world, side, role, generation
         self.pid = generation
         self.alive, self.stopped = True, False
+        self.was_stopped = False  # ever: others may have taken it for dead
+        self.longest_stop_s = 0.0
+        self._stopped_at = 0.0
         self.dead = False  # the pidfd says so: no thread of it does anything any more
         self.loop = SimLoop(self)
         self.on_death: list[Callable[[], None]] = []  # what the kernel does with what it had
@@ -193,12 +198,14 @@ class Process:
 
     # -- stopping and dying --------------------------------------------------------------------------------------
     def stop(self) -> None:
-        self.stopped = True
+        self.stopped = self.was_stopped = True
+        self._stopped_at = self.world.now
         self.world.say(f"{self} is stopped")
 
     def go_on(self) -> None:
         if self.alive and self.stopped:
             self.stopped = False
+            self.longest_stop_s = max(self.longest_stop_s, self.world.now - self._stopped_at)
             self.world.say(f"{self} goes on")
             self.wake()
             for thread in self._threads:

@@ -6,14 +6,11 @@ import mmap
 import os
 import select
 from collections.abc import Callable, Iterator
-from ctypes import addressof, c_char
 from types import SimpleNamespace
 from typing import Any
 
 import gadget.usb.core
 import host.session.core
-from bus.lane import LaneClient, LaneServer
-from common.errors import Gone
 from common.ledger import LEDGER_BYTES, Ledger
 from common.wire import ExportRecord
 from gadget.session.core import export_name
@@ -24,16 +21,17 @@ from host.session.served import Served
 from tests.sim import ends, model_source, model_ublk
 from tests.sim.checker import BLOCK, Checker
 from tests.sim.faults import Faults
-from tests.sim.model_bus import Hub, SimContext
+from tests.sim.model_bus import Hub
 from tests.sim.model_link import Link
 from tests.sim.model_source import Disk, SimLatch, SimSource
 from tests.sim.processes import Process, SimThread
+from tests.sim.roles import SimArena, SimLog, SimRole, SimRuntime, WatchedRole, private_memory
 from tests.sim.setting import PLAIN, Setting
+from tests.sim.supervision import Supervision
 from tests.sim.trouble import Trouble
 from tests.sim.workload import Workload
 from tests.sim.world import World
 
-INSTANCE = "sim"
 EXPORTS = {0xA1: 24, 0xB2: 16}  # export id to blocks
 MAX_IO = 8 * BLOCK
 FAULTS = 8  # in a run, if nothing else is said
@@ -44,129 +42,6 @@ _runs: list["Run"] = []
 def here() -> "Run":
     """The run that is going on."""
     return _runs[-1]
-
-
-def private_memory(fd: int, size_bytes: int) -> mmap.mmap:
-    """mmap.mmap of no file, but private: a fork of the run would write into shared pages of its parent's."""
-    return mmap.mmap(fd, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-class SimLog:
-    """common.log.Log into the trace."""
-
-    def __init__(self, run: "Run", process: Process) -> None:
-        self._run, self._process = run, process
-
-    def _say(self, text: str) -> None:
-        self._run.world.say(f"{self._process}: {text}")
-
-    debug = info = warning = error = _say
-
-
-class SimArena:
-    """bus.arena.Arena: memory both processes map. Nothing is ever unmapped, so that a late transfer can be seen."""
-
-    def __init__(self, memory: mmap.mmap, generation: int) -> None:
-        self.generation, self.size_bytes, self.locked = generation, len(memory), True
-        self._mapped = memory
-        self.memory = memoryview(memory)
-        self.address = addressof(c_char.from_buffer(memory))
-
-    @staticmethod
-    def create(runtime: "SimRuntime", owner: str, generation: int, size_bytes: int) -> "SimArena":
-        run = here()
-        run.current_process.effect("arena create")
-        for key in [k for k in run.arenas if k[:2] == (runtime.side, owner)]:
-            del run.arenas[key]
-        memory = private_memory(-1, size_bytes)
-        run.world.memory.append(memory)
-        run.arenas[runtime.side, owner, generation] = memory
-        return SimArena(memory, generation)
-
-    @staticmethod
-    def attach(runtime: "SimRuntime", owner: str, generation: int) -> "SimArena":
-        memory = here().arenas.get((runtime.side, owner, generation))
-        if memory is None:
-            raise Gone(f"arena {owner}@{generation}: its owner was replaced")
-        return SimArena(memory, generation)
-
-    def unlink(self) -> None:
-        run = here()
-        run.arenas = {key: memory for key, memory in run.arenas.items() if memory is not self._mapped}
-
-
-class SimRuntime:
-    """bus.runtime.Runtime: names."""
-
-    instance = INSTANCE
-    root = "/sim"
-
-    def __init__(self, side: str) -> None:
-        self.side, self.root = side, side
-
-    def endpoint(self, role: str, lane: str) -> str:
-        return f"{self.side}/{role}.{lane}"
-
-    def state_path(self) -> str:
-        return f"{self.side}/state"
-
-
-class SimRole:
-    """bus.role.Role, with the supervisor of the run as its watchdog. The lanes are the product's."""
-
-    def __init__(self, run: "Run", process: Process, args: dict[str, Any], fds: dict[str, int]) -> None:
-        self._run, self._process = run, process
-        self.runtime, self.name, self.generation = SimRuntime(process.side), process.role, process.generation
-        self.args, self.birth = args, SimpleNamespace(fds=fds)
-        self.loop: Any = process.loop  # in the place of bus.loop.Loop
-        self.log = SimLog(run, process)
-        self.context: Any = SimContext(run.hub, process)
-        self.status: Callable[[], dict[str, Any]] = dict
-        self.on_drain: Callable[[], None] = lambda: None
-        self.note: Callable[[dict[str, Any]], None] = lambda note: None
-        self.introduce: Callable[[], None] = lambda: None
-        self.is_ready = False
-
-    def connect(self, server: str, lane: str, hello: Any, on_peer: Any, on_message: Any) -> LaneClient:
-        endpoint, context = self.runtime.endpoint(server, lane), self.context
-        return LaneClient(
-            self.loop,
-            context,
-            self.log,
-            self.name,
-            self.generation,
-            endpoint,
-            hello,
-            on_peer,
-            on_message,
-        )
-
-    def serve(self, lane: str, on_peer: Any, on_message: Any) -> LaneServer:
-        endpoint, context = self.runtime.endpoint(self.name, lane), self.context
-        return LaneServer(
-            self.loop,
-            context,
-            self.log,
-            self.name,
-            self.generation,
-            endpoint,
-            on_peer,
-            on_message,
-        )
-
-    def method(self, name: str, handler: Any) -> None:
-        return None
-
-    def ready(self) -> None:
-        self.is_ready = True
-
-    def on_watchdog(self, introduce: Callable[[], None], note: Callable[[dict[str, Any]], None]) -> None:
-        self.introduce, self.note = introduce, note
-        self._run.world.soon(lambda: self.loop.post(introduce))
-
-    def tell_watchdog(self, note: dict[str, Any]) -> None:
-        self._process.effect("tell watchdog")
-        self._run.from_role(self, self._process, note)
 
 
 class Run:
@@ -202,6 +77,7 @@ class Run:
             for disk in self.disks.values():
                 disk.trouble = Trouble(self.world)
         self.checker = Checker(self.world)
+        self.supervision = Supervision(self) if setting.watchdogs else None
         self._requests, self._faults = requests, faults
 
     @property
@@ -246,8 +122,13 @@ class Run:
         process = Process(self.world, side, role, self.world.new_generation(side, role))
         self.processes[side, role] = process
         process.died = lambda why: self._again(side, role)
+        self.live(process, entry, args, self.store.get(role, {}) if side == "gadget" else {})
+
+    def live(self, process: Process, entry: str, args: dict[str, Any], fds: dict[str, int]) -> None:
+        """In `process`: be the role."""
+        side, role = process.side, process.role
         process.on_death.append(lambda: self._count_death(process))
-        sim_role = SimRole(self, process, args, self.store.get(role, {}) if side == "gadget" else {})
+        sim_role = (SimRole if self.supervision is None else WatchedRole)(self, process, args, fds)
         self.roles[side, role] = sim_role
         self.world.say(f"{process} is born")
         self.world.counts["births"] += 1
@@ -304,7 +185,15 @@ class Run:
             done = {"note": "job_done", "function": note["function"], "ok": True, "reason": ""}
             self.world.soon(lambda: process.loop.post(lambda: role.note(done)), 1e-3, 30e-3)
 
+    def runtime(self, side: str) -> SimRuntime:
+        return SimRuntime(side)
+
+    def log(self, process: Process) -> SimLog:
+        return SimLog(self, process)
+
     def kill_side(self, side: str) -> None:
+        if self.supervision is not None:
+            return self.supervision.kill_side(side)
         if side == "gadget":
             for fds in self.store.values():
                 self.link.functions[fds["ep0"]][0].release("store")
@@ -317,8 +206,11 @@ class Run:
     def _first_roles(self) -> dict[int, Disk]:
         """Have all of them born; returns the disks of the exports."""
         self._want()
-        for side, role in list(self.wanted):
-            self._again(side, role)
+        if self.supervision is not None:
+            self.supervision.begin()
+        else:
+            for side, role in list(self.wanted):
+                self._again(side, role)
         return {n: self.disks[f"disk{n:x}"] for n in EXPORTS}
 
     def _last_reads(self, workload: Workload) -> None:
@@ -348,14 +240,21 @@ class Run:
                 workload.stop()
                 self._until(lambda: workload.done, REST_S, "every request to be completed", workload)
                 self._last_reads(workload)
+                self._supervised(workload)
             finally:
                 self._end()
+
+    def _supervised(self, workload: Workload) -> None:
+        if self.supervision is not None:
+            supervision = self.supervision
+            self._until(lambda: not supervision.amiss(), REST_S, "each role to be watched", workload)
 
     def all_live(self) -> bool:
         return all(key in self.processes and self.processes[key].alive for key in self.wanted)
 
     def _end(self) -> None:
-        for process in self.processes.values():
+        everyone = self.processes.values() if self.supervision is None else self.supervision.everyone
+        for process in everyone:
             process.alive = False
             process.threads_end()
 
@@ -363,7 +262,7 @@ class Run:
         if not self.world.run(until, limit_s):
             self.world.violate(
                 f"{what}: not within {limit_s:g} s; {workload.outstanding} outstanding, {self._busy()}; "
-                f"address {self.link.address}, "
+                f"address {self.link.address}, {self.supervision.amiss() if self.supervision else ''} "
                 + ", ".join(
                     f"{p}{'' if p.alive else ' dead'}{' stopped' if p.stopped else ''}" for p in self.processes.values()
                 )
@@ -504,6 +403,8 @@ def substituted(run: Run) -> Iterator[None]:
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),
         ("common.limits", "TRANSFER_BYTES", 2048),
     ]
+    if run.supervision is not None:
+        table = [entry for entry in table if entry[:2] != (_GUSB, "Keeping")] + run.supervision.substitutes()
     # All are imported before the first is changed: `from x import y` of one would keep a model for ever.
     places = [(importlib.import_module(module_name), name) for module_name, name, _ in table]
     before = [(module, name, getattr(module, name)) for module, name in places]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Setting:
-    """`disks`: sources fail."""
+    """`disks`: sources fail. `watchdogs`: watchdog, spawner and twin are processes, and die like others."""
 
     disks: bool = False
+    watchdogs: bool = False
 
     def __str__(self) -> str:
         return ",".join(field.name for field in fields(self) if getattr(self, field.name)) or "none"

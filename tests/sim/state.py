@@ -29,7 +29,7 @@ from common.iostats import IoStats
 from host.usb.waits import Waits
 from tests.sim.checker import Written
 from tests.sim.processes import Process, SimThread
-from tests.sim.run import SimLog
+from tests.sim.roles import SimLog
 from tests.sim.steady import NUMBERS, Steady, SteadyRun, SteadyWorld
 from tests.sim.world import START, World
 

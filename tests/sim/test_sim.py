@@ -16,7 +16,8 @@ import pytest
 from gadget.usb.link import TABLE as LINK_TABLE
 from host.session.core import TABLE as SESSION_TABLE
 from tests.sim.campaign import Plan, outcomes
-from tests.sim.mutations import MUTATIONS, Mutation, found_at, writes_done_at_once
+from tests.sim.mutations import MUTATIONS, found_at, writes_done_at_once
+from tests.sim.mutations_below import Mutation
 from tests.sim.run import FAULTS, Run, substituted
 from tests.sim.seeds import KEPT, Kept
 from tests.sim.setting import PLAIN, Setting, drawn, said
@@ -32,6 +33,7 @@ from tests.sim.world import Violation
 
 SEEDS = range(120)
 DISK_SEEDS = range(30)
+WATCHDOG_SEEDS = range(40)
 GROUPS = 6
 MUTATION_SEEDS = range(200, 400)
 
@@ -73,9 +75,19 @@ def test_what_a_failing_disk_tells_is_what_its_user_sees_and_nothing_else_fails(
         assert counts[f"bio {op} failed as its disk did"]
 
 
+@pytest.mark.timeout(120)
+def test_whoever_of_the_supervision_dies_with_whomever_each_role_is_watched_again_and_none_was_restarted() -> None:
+    counts = sum((_counts(seed, setting=Setting(watchdogs=True)) for seed in WATCHDOG_SEEDS), Counter[str]())
+    for side in ("gadget", "host"):
+        assert all(counts[f"end of {side} {role}"] for role in ("watchdog", "spawner", "twin"))
+        assert counts[f"{side} started again"]
+    assert counts["spawner executed by the watchdog"] and counts["fault stop_for_good"] and counts["jobs"]
+    assert counts["sent SIGKILL"], "nothing silent was ended"
+
+
 def test_a_seed_draws_its_setting_in_a_stream_of_its_own_and_it_can_be_said() -> None:
     settings = [drawn(seed) for seed in range(64)]
-    assert set(settings) >= {PLAIN, Setting(disks=True)}
+    assert set(settings) == {Setting(disks, watchdogs) for disks in (False, True) for watchdogs in (False, True)}
     assert [said(str(setting)) for setting in settings] == settings
     with pytest.raises(TypeError, match="watchdog_ear"):
         said("disks,watchdog_ear")

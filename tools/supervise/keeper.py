@@ -1,7 +1,8 @@
 """There is always a watchdog: the one thing that the spawner decides by itself.
 
-It is adopted where it lives, forked where it does not, and killed where it is silent; the spawner's loop calls `keep`
-and waits no longer than `patience`. Deaths before it was there are backed off.
+It is adopted where it lives, forked where it does not, and killed where it is silent; the spawner's loop calls `keep`,
+watches the `pidfd` that there may be after it, and waits no longer than `patience`. Deaths before it was there are
+backed off.
 """
 
 import contextlib
@@ -29,11 +30,17 @@ class Keeper:
         self._spoke = False  # this one was there
         self._silent_waits = 0
         self._early_deaths = 0
-        record = living(runtime, WATCHDOG)
+        self._adopt()
+
+    def _adopt(self) -> bool:
+        """Is there one that is not our child?"""
+        record = living(self._runtime, WATCHDOG)
         fd = open_pidfd(record) if record is not None else None
-        if record is not None and fd is not None:
-            self.pid, self.pidfd = record.pid, fd
-            self.heard()
+        if record is None or fd is None:
+            return False
+        self.pid, self.pidfd = record.pid, fd
+        self.heard()
+        return True
 
     def patience(self) -> float:
         """Seconds until `keep` has something to do."""
@@ -74,6 +81,9 @@ class Keeper:
             self._silent_waits = 0  # its death is told by its pidfd or by SIGCHLD
 
     def _renew(self, now: float) -> None:
+        # A child of our predecessor's may have taken the name when we had looked already: ours then found it taken.
+        if self._adopt():
+            return
         try:
             self.pid, self._spoke, self._silent_waits, self._due = self._fork(), False, 0, now + limits.READY_S
         except OSError as error:

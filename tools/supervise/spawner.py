@@ -62,8 +62,7 @@ class Spawner:
         self._wake = self._watch_children()
         self._twin: tuple[int, socket.socket] | None = None
         self._keeper = Keeper(runtime, self.log, self._spawn_watchdog)
-        if self._keeper.pidfd is not None:
-            self._selector.register(self._keeper.pidfd, selectors.EVENT_READ, self._adopted_watchdog_died)
+        self._watch_adopted()
         self.log.info(f"spawner, generation {self.generation}")
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -80,6 +79,7 @@ class Spawner:
                 handler()
             if not ready:  # what it said while we were held up is heard before it is called silent
                 self._keeper.keep()
+                self._watch_adopted()
 
     def _watch_children(self) -> tuple[socket.socket, socket.socket]:
         ours, theirs = socket.socketpair()
@@ -176,6 +176,11 @@ class Spawner:
         if pid == self._keeper.pid:
             self._keeper.died(status)
         self._peers.tell({"event": "exit", "role": child.role, "pid": pid, "status": status})
+
+    def _watch_adopted(self) -> None:
+        fd = self._keeper.pidfd
+        if fd is not None and fd not in self._selector.get_map():
+            self._selector.register(fd, selectors.EVENT_READ, self._adopted_watchdog_died)
 
     def _adopted_watchdog_died(self) -> None:
         if self._keeper.pidfd is not None:
