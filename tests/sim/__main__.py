@@ -1,7 +1,7 @@
 """`make sim`: runs seeds, and says what they did. A failure prints how to run it again. The environment says which:
 
 SEED the first one (otherwise a new one), N so many, SECONDS for so long (of all processes together), JOBS processes,
-FAULTS in each seed; WITH what a run has beyond the first faults (`disks`, `none`; else each seed draws it); COUNTS=1
+FAULTS in each seed; WITH what a run has beyond the first faults (tests.sim.setting; `none`; else drawn); COUNTS=1
 prints all that was counted, TAIL so many lines of a failure's trace. Without N and SECONDS it goes on until a seed
 fails.
 """

@@ -26,6 +26,7 @@ class Faults:
         self._run, self._world, self._left, self._gap_s = run, run.world, count, gap_s
         self.happened = 0
         self.stir = stir  # told of each fault and each end of one
+        self._others = dict.fromkeys(run.exports, False)  # by export id: is another disk served under it now
         self._open = 0  # cables out, processes stopped
         self._kinds: list[tuple[int, Callable[[], None]]] = [
             (50, self._kill),
@@ -54,6 +55,8 @@ class Faults:
                 (5, self._all_supervision),
                 (25, self._stop_for_good),
             ]
+        if run.setting.others:
+            self._kinds.append((40, self._another_disk))
         self._plan()
 
     @property
@@ -174,9 +177,24 @@ class Faults:
                 supervision.found_silent(process, SILENT_S)
                 self._later(SILENT_S + 1.0, process.go_on)
 
+    def _another_disk(self) -> None:
+        """The host machine comes back with another disk under an export's id, and then with the first one again."""
+        export_id = self._world.random.choice(list(self._others))
+        if self._run.has_device(export_id) and not self._others[export_id]:
+            self._others[export_id] = True
+            self._world.say(f"FAULT the host serves another disk as {export_id:#x}")
+            self._run.serve(export_id, other=True)
+
+            def back() -> None:
+                self._others[export_id] = False
+                self._run.serve(export_id, other=False)
+
+            self._later(self._world.random.choice((0.2, 1.0, 4.0)), back)
+
     # -- what disks do -----------------------------------------------------------------------------------------------
     def _trouble(self) -> Trouble:
-        trouble = self._world.random.choice(list(self._run.disks.values())).trouble
+        disks = [disk for name, disk in self._run.disks.items() if name.startswith("disk")]
+        trouble = self._world.random.choice(disks).trouble
         assert trouble is not None
         return trouble
 

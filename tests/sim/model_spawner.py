@@ -175,8 +175,19 @@ class Spawner:
             case "keep":
                 self._keep_for(message["role"], dict(zip(message["names"], received, strict=True)))
                 self._send(end, {"event": "kept"})
+            case "shutdown":
+                self._shutdown()
             case other:
                 self.side.world.violate(f"{self.process} is told to {other}")
+
+    def _shutdown(self) -> None:
+        """Watchdog, twin, whatever is left of its children, and then itself."""
+        watchdog = self.side.holder(self.process.side, WATCHDOG)
+        twin = None if self.twin is None else self.twin.process
+        for process in (watchdog, twin, *self.children.values()):
+            if process is not None:
+                process.finish("killed by its spawner")
+        self.process.end("stopped by itself with 0")
 
     def _order(self, end: End, message: dict[str, Any]) -> None:
         spec, function = RoleSpec.of(message), message["function"]

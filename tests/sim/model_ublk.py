@@ -105,10 +105,10 @@ class Driver:
         moves = bio.op in (BlockOp.READ, BlockOp.WRITE)
         if result >= 0 and moves and result != bio.sectors * 512:
             self.world.violate(f"ublk {device.number}: {bio.op.name} of {bio.sectors * 512} bytes ended with {result}")
-        self._end(bio, result, data)
+        self.end(bio, result, data)
         self.world.soon(lambda: self.issue(device))
 
-    def _end(self, bio: Bio, result: int, data: bytes) -> None:
+    def end(self, bio: Bio, result: int, data: bytes = b"") -> None:
         if bio.done:
             self.world.violate("a block request was completed twice")
         bio.done = True
@@ -187,6 +187,14 @@ class Control:
     def get_params(self, number: int) -> DeviceParams:
         params = self._driver.devices[number].params
         return params if params is not None else DeviceParams(0, 512, 4096)
+
+    def stop(self, number: int) -> None:
+        """Pending I/O ends with EIO (tests/e2e/test_main_path.py, `down --force`)."""
+        self._process.effect("ublk STOP")
+        device = self._driver.devices[number]
+        device.state = DeviceState.DEAD
+        while device.waiting:
+            self._driver.end(device.waiting.popleft(), -errno.EIO)
 
     def delete_async(self, number: int) -> None:
         self._process.effect("ublk DEL")

@@ -6,10 +6,12 @@ As tests.sim.mutations has them; each with the setting of a run in which it can 
 import errno
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import bus.keeping
+import gadget.session.core
 import host.source.core
 import host.source.executor
 import host.source.file
@@ -21,7 +23,8 @@ from tests.sim.model_source import FILE_OS
 from tests.sim.setting import Setting
 from tools.supervise.core import Core as Supervisor
 from tools.supervise.core import Signal
-from tools.supervise.table import Event, State
+from tools.supervise.memory import Memory
+from tools.supervise.table import ALIVE, Event, State
 
 Mutation = Callable[[], Any]
 
@@ -127,7 +130,40 @@ def descriptors_kept_once() -> Any:
     return patch.object(bus.keeping.Keeping, "_heard", lambda self: self._role.loop.unwatch(self._socket.fileno()))
 
 
-_DISKS, _WATCHDOGS = Setting(disks=True), Setting(watchdogs=True)
+def another_disk_taken() -> Any:
+    """The gadget goes on with whatever the host announces under an export's id (invariant 5)."""
+    return patch.object(gadget.session.core, "_changed", lambda device, export, can_grow: None)
+
+
+def identity_ignored() -> Any:
+    """The gadget takes a disk of the same size for the same disk (invariant 5)."""
+    original = gadget.session.core._changed
+
+    def changed(device: Any, export: Any, can_grow: bool) -> Any:
+        return original(replace(device, identity=""), export, can_grow)
+
+    return patch.object(gadget.session.core, "_changed", changed)
+
+
+def left_behind() -> Any:
+    """`down` ends the roles and does not take away what they leave in the kernel (invariant 6)."""
+    gone = {(state, Event.DIED_UNWANTED): (State.GONE, ()) for state in ALIVE}
+    return patch.dict(tools.supervise.table.TABLE, gone)
+
+
+def down_forgotten() -> Any:
+    """A watchdog that takes the place of one that was going down starts everything again (invariant 6)."""
+    load = Memory.load
+    return patch.object(Memory, "load", staticmethod(lambda runtime: replace(load(runtime), down=False)))
+
+
+def lost_retirement_forgotten() -> Any:
+    """A retirement that a dead spawner took with it is not ordered again: `down` never ends (invariant 6)."""
+    lost = {(State.RETIRE_ORDERED, Event.LOST): (State.RETIRE_ORDERED, ())}
+    return patch.dict(tools.supervise.table.TABLE, lost)
+
+
+_DISKS, _WATCHDOGS, _OTHERS = Setting(disks=True), Setting(watchdogs=True), Setting(others=True)
 # What a run needs beyond the first faults for one of these to show.
 SETTINGS: dict[Mutation, Setting] = {
     error_answered_as_ok: _DISKS,
@@ -144,4 +180,9 @@ SETTINGS: dict[Mutation, Setting] = {
     no_new_watchdog: _WATCHDOGS,
     silent_watchdog_accepted: _WATCHDOGS,
     descriptors_kept_once: _WATCHDOGS,
+    another_disk_taken: _OTHERS,
+    identity_ignored: _OTHERS,
+    left_behind: _WATCHDOGS,
+    down_forgotten: _WATCHDOGS,
+    lost_retirement_forgotten: _WATCHDOGS,
 }

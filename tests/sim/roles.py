@@ -169,6 +169,7 @@ class WatchedRole(SimRole):
     def __init__(self, run: "Run", process: Process, args: dict[str, Any], fds: dict[str, int]) -> None:
         super().__init__(run, process, args, fds)
         self._watchdog: LaneClient | None = None
+        self.on_drain = lambda: self.loop.stop(0)
         if self.name != WATCHDOG:
             self._watchdog = self.connect(WATCHDOG, "roles", self._hello, self._introduce, self._heard)
         self.loop.beat(limits.BEAT_S, lambda: self.tell_watchdog({"note": "beat"}))

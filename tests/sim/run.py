@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import gadget.session.core
 import gadget.usb.core
 import host.session.core
 from common.ledger import LEDGER_BYTES, Ledger
@@ -73,12 +74,19 @@ class Run:
         self.shells: dict[tuple[str, str], Any] = {}
         self.wanted: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self.disks = {f"disk{n:x}": Disk(self.world, blocks * BLOCK) for n, blocks in EXPORTS.items()}
+        if setting.others:
+            smaller = [0 if self.world.perhaps(0.5) and not self.v0 else 4 for _ in EXPORTS]  # v0 tells sizes only
+            for (n, blocks), less in zip(EXPORTS.items(), smaller, strict=True):
+                self.disks[f"other{n:x}"] = other = Disk(self.world, (blocks - less) * BLOCK)
+                other.bytes[:] = b"another disk's! " * (len(other.bytes) // 16)
         if setting.disks:
             for disk in self.disks.values():
                 disk.trouble = Trouble(self.world)
         self.checker = Checker(self.world)
         self.supervision = Supervision(self) if setting.watchdogs else None
         self._requests, self._faults = requests, faults
+
+    exports = EXPORTS
 
     @property
     def current(self) -> Process | None:
@@ -104,6 +112,8 @@ class Run:
             }
             for n, blocks in EXPORTS.items()
         ]
+        if self.setting.others:
+            exports = [e | {"identity": f"disk {e['path']}"} for e in exports]
         self.wanted = {
             ("gadget", "usb"): ("gadget.usb.role", {}),
             ("gadget", "session"): ("gadget.session.role", {"queue_depth": 6, "max_io_bytes": MAX_IO}),
@@ -191,6 +201,20 @@ class Run:
     def log(self, process: Process) -> SimLog:
         return SimLog(self, process)
 
+    def serve(self, export_id: int, other: bool) -> None:
+        """The host dies as a whole, and comes back with `other` disk or the first one under this id."""
+        path = f"{'other' if other else 'disk'}{export_id:x}"
+        fresh = {"path": path, "size_bytes": len(self.disks[path].bytes), "identity": f"disk {path}"}
+        entry, args = self.wanted["host", "session"]
+        exports = [e | fresh if e["export_id"] == export_id else e for e in args["exports"]]
+        self.wanted["host", "session"] = entry, {**args, "exports": exports}
+        for (side, role), (entry, args) in self.wanted.items():
+            if side == "host" and args.get("export_id") == export_id:
+                self.wanted[side, role] = entry, args | fresh
+        if self.supervision is not None:
+            self.supervision.forget("host")
+        self.kill_side("host")
+
     def kill_side(self, side: str) -> None:
         if self.supervision is not None:
             return self.supervision.kill_side(side)
@@ -248,6 +272,8 @@ class Run:
         if self.supervision is not None:
             supervision = self.supervision
             self._until(lambda: not supervision.amiss(), REST_S, "each role to be watched", workload)
+            supervision.down()
+            self._until(lambda: not supervision.left(), REST_S, "both sides to be down", workload)
 
     def all_live(self) -> bool:
         return all(key in self.processes and self.processes[key].alive for key in self.wanted)
@@ -262,7 +288,7 @@ class Run:
         if not self.world.run(until, limit_s):
             self.world.violate(
                 f"{what}: not within {limit_s:g} s; {workload.outstanding} outstanding, {self._busy()}; "
-                f"address {self.link.address}, {self.supervision.amiss() if self.supervision else ''} "
+                f"address {self.link.address}, {self.supervision or ''} "
                 + ", ".join(
                     f"{p}{'' if p.alive else ' dead'}{' stopped' if p.stopped else ''}" for p in self.processes.values()
                 )
@@ -310,6 +336,9 @@ class Run:
                 record = ExportRecord(export_id, device.params.block_size, device.params.size_bytes)
                 found.append(Device(export_name(record), record, number))
         return tuple(found)
+
+    def has_device(self, export_id: int) -> bool:
+        return any(device.record.export_id == export_id for device in self.devices_of(SimRuntime.instance))
 
     def ledger_of(self, runtime: SimRuntime, export_id: int) -> Ledger:
         return Ledger(self.ledgers.setdefault((runtime.side, export_id), bytearray(LEDGER_BYTES)))
@@ -399,6 +428,7 @@ def substituted(run: Run) -> Iterator[None]:
         ("host.source.file", "os", model_source.FILE_OS),
         ("host.source.file", "fallocated", model_source.fallocated),
         ("gadget.usb.role", "UsbCore", _counting(run, gadget.usb.core.UsbCore, "link")),
+        ("gadget.session.role", "configure", _noting_refusals(run, gadget.session.core.configure)),
         ("host.session.role", "SessionCore", _counting(run, host.session.core.SessionCore, "state")),
         ("common.limits", "HOST_ARENA_BYTES", 32 * 1024),
         ("common.limits", "TRANSFER_BYTES", 2048),
@@ -417,6 +447,15 @@ def substituted(run: Run) -> Iterator[None]:
         _runs.pop()
         for module, name, value in before:
             setattr(module, name, value)
+
+
+def _noting_refusals(run: Run, configure: Any) -> Any:
+    def noted(*args: Any, **more: Any) -> Any:
+        decision = configure(*args, **more)
+        run.world.counts["another disk was announced"] += len(decision.refused)
+        return decision
+
+    return noted
 
 
 def _counting(run: Run, core: Any, state: str) -> Any:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Setting:
-    """`disks`: sources fail. `watchdogs`: watchdog, spawner and twin are processes, and die like others."""
+    """`disks`: sources fail. `watchdogs`: watchdog, spawner and twin are processes, and die like others; at the end
+    both sides go down. `others`: the host comes back with another disk under an export's id, for a while.
+    """
 
     disks: bool = False
     watchdogs: bool = False
+    others: bool = False
 
     def __str__(self) -> str:
         return ",".join(field.name for field in fields(self) if getattr(self, field.name)) or "none"

@@ -7,6 +7,7 @@ what is healthy, and at rest each watchdog has each role as the process that rea
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import signal
@@ -21,7 +22,7 @@ from common import limits
 from common.errors import Gone, RoleExit
 from tests.sim import model_spawner
 from tests.sim.model_spawner import End, Spawner, Store
-from tests.sim.processes import Process
+from tests.sim.processes import Process, SimThread
 from tests.sim.world import Waitable
 from tools.supervise.birth import RETIRE, START
 from tools.supervise.notify import Notifier
@@ -48,6 +49,10 @@ class Supervision:
         self._parents: dict[Process, Process | None] = {}
         self._pidfds: dict[int, tuple[Process, Waitable]] = {}  # by number
         self._files: dict[str, str] = {}
+        self._going_down = False
+
+    def __str__(self) -> str:
+        return self.left() if self._going_down else self.amiss()
 
     # -- what the run asks -------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -94,6 +99,28 @@ class Supervision:
             found.append(f"{side}: not known to the watchdog: {roles - shell._core.roles.keys()}")
         strays = [str(p) for p in self.everyone if p.side == side and p.alive and p not in known]
         return found + [f"nobody's: {stray}" for stray in strays]
+
+    def forget(self, side: str) -> None:
+        """Its runtime directory is lost: another boot of its machine."""
+        self._files.pop(side, None)
+
+    def down(self) -> None:
+        """`replug gadget down` and `host down`, and someone dies on the way. All is to be gone, whoever it is."""
+        self._going_down = True
+        for side in SIDES:
+            watchdog = self.holder(side, WATCHDOG)
+            assert watchdog is not None
+            watchdog.do(partial(self._run.shells[side, WATCHDOG]._down, {}))
+            watchdog.wake()
+            for process in self.world.random.sample(self.everyone, 1):
+                self.world.say(f"FAULT kill {process} while going down")
+                self.world.soon(partial(process.finish, "killed"), 0, 50e-3)
+
+    def left(self) -> str:
+        """What there is still after `down`."""
+        there = [str(p) for p in self.everyone if not p.dead]
+        there += [f"/dev/ublkb{number}" for number in self._run.driver.devices]
+        return ", ".join(there + ([] if self._run.mounted is None else ["the gadget's configfs tree"]))
 
     def kill_side(self, side: str) -> None:
         for process in list(self.everyone):
@@ -155,11 +182,13 @@ class Supervision:
         self.world.after(within_s, judge)
 
     def _up_again(self, side: str) -> None:
-        if not any(p.alive for p in self.everyone if p.side == side and p.role in OWN):
+        if not self._going_down and not any(p.alive for p in self.everyone if p.side == side and p.role in OWN):
             self.world.counts[f"{side} started again"] += 1
             self.launch(side)
 
     def healthy(self, process: Process) -> bool:
+        if self._going_down:
+            return False
         holds = self.holder(process.side, process.role) is process
         return holds and process.alive and not process.was_stopped and (process.role in OWN or self._known(process))
 
@@ -172,14 +201,16 @@ class Supervision:
         there = self.holder(spawner.side, role)
         if function == START and there is not None and self._known(there):
             self.world.violate(f"another {role} is ordered, and {there} is not dead")
-        if function == RETIRE:
+        if function == RETIRE and not self._going_down:
             self.world.violate(f"{spawner.side} {role} is cleared away, and it is wanted")
 
     # -- forks -------------------------------------------------------------------------------------------------------
     def fork(self, parent: Process, spec: RoleSpec, function: str, kept: dict[str, int]) -> Process:
         process = self.newborn(parent.side, spec.role, parent)
         self.hold(process, {}, spec.role, kept)
-        if function == START:
+        if function == RETIRE:
+            self._soon(process, lambda: self._retire(process, spec), 1e-3, 60e-3)
+        elif function == START:
             self._soon(process, lambda: self._be_role(process, spec, kept), 1e-3, 60e-3)
         else:
             process.role = f"{spec.role}:{function}"  # it takes no name
@@ -191,6 +222,21 @@ class Supervision:
         self.take_name(process)
         self.show(process)
         self._run.live(process, spec.entry, spec.args, kept)
+
+    def _retire(self, process: Process, spec: RoleSpec) -> None:
+        try:
+            self.take_name(process)
+        except Gone:
+            process.loop.after(10e-3, lambda: self._retire(process, spec))
+            return
+        retire = getattr(importlib.import_module(spec.entry), RETIRE, None)
+
+        def work() -> None:
+            if retire is not None:
+                retire(self.runtime(process.side), spec.role, spec.args)
+            process.end("stopped by itself with 0")
+
+        SimThread(work).start()
 
     def hold(self, process: Process, store: Store, role: str, fds: dict[str, int]) -> None:
         """`process` has these descriptors (of a FunctionFS) as well, in its store, in the place of others."""
@@ -258,6 +304,9 @@ class Supervision:
         self._run.current_process.effect("write memory")
         self._files[path.name] = json.dumps(fields)
 
+    def _failed(self, path: Any, fields: dict[str, Any]) -> None:
+        self.world.violate(f"down, but not all is gone: {fields}")
+
     def _memory_path(self, runtime: Any) -> Any:
         def read_text() -> str:
             if runtime.side not in self._files:
@@ -286,6 +335,8 @@ class Supervision:
             (watchdog, "Plan", SimpleNamespace(load=self.plan)),
             (watchdog, "living", self.living),
             (watchdog, "open_pidfd", self.pidfd_of),
+            (watchdog, "failures_path", lambda runtime: SimpleNamespace(name="failures")),
+            (watchdog, "write_json", self._failed),
             (watchdog, "take_reason", lambda runtime, role: None),
             (watchdog, "signal", signals),
             (watchdog, "os", calls),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,7 @@ from tests.sim.world import Violation
 SEEDS = range(120)
 DISK_SEEDS = range(30)
 WATCHDOG_SEEDS = range(40)
+OTHERS_SEEDS = range(30)
 GROUPS = 6
 MUTATION_SEEDS = range(200, 400)
 
@@ -76,7 +78,7 @@ def test_what_a_failing_disk_tells_is_what_its_user_sees_and_nothing_else_fails(
 
 
 @pytest.mark.timeout(120)
-def test_whoever_of_the_supervision_dies_with_whomever_each_role_is_watched_again_and_none_was_restarted() -> None:
+def test_whoever_of_the_supervision_dies_roles_are_watched_and_not_restarted_and_down_leaves_nothing() -> None:
     counts = sum((_counts(seed, setting=Setting(watchdogs=True)) for seed in WATCHDOG_SEEDS), Counter[str]())
     for side in ("gadget", "host"):
         assert all(counts[f"end of {side} {role}"] for role in ("watchdog", "spawner", "twin"))
@@ -85,9 +87,16 @@ def test_whoever_of_the_supervision_dies_with_whomever_each_role_is_watched_agai
     assert counts["sent SIGKILL"], "nothing silent was ended"
 
 
+@pytest.mark.timeout(120)
+def test_a_host_that_comes_back_with_another_disk_gets_nothing_until_it_has_the_first_one_again() -> None:
+    counts = sum((_counts(seed, setting=Setting(others=True)) for seed in OTHERS_SEEDS), Counter[str]())
+    assert counts["fault another_disk"] > len(OTHERS_SEEDS)
+    assert counts["another disk was announced"], "it was never there long enough"
+
+
 def test_a_seed_draws_its_setting_in_a_stream_of_its_own_and_it_can_be_said() -> None:
     settings = [drawn(seed) for seed in range(64)]
-    assert set(settings) == {Setting(disks, watchdogs) for disks in (False, True) for watchdogs in (False, True)}
+    assert set(settings) == {Setting(*some) for some in product((False, True), repeat=3)}
     assert [said(str(setting)) for setting in settings] == settings
     with pytest.raises(TypeError, match="watchdog_ear"):
         said("disks,watchdog_ear")

@@ -1,10 +1,15 @@
 """Jobs of roles: ordered, told how they ended, and done again when nobody can tell."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Timer
 
 import pytest
 
-from common.errors import WireError
+from bus.runtime import Runtime, Side, take_name
+from common.errors import Gone, WireError
+from tools.supervise.birth import take_name_in_turn
 from tools.supervise.jobs import Job, Jobs
 from tools.supervise.plan import RoleSpec
 
@@ -85,3 +90,23 @@ def test_what_is_part_of_a_roles_life_or_no_name_is_no_job(function: object) -> 
     with pytest.raises(WireError, match="is not a job"):
         bench.jobs.ask(SPEC, function)
     assert bench.ordered == []
+
+
+def test_a_retirement_waits_for_one_of_the_same_role_that_a_dead_watchdog_had_ordered(tmp_path: Path) -> None:
+    runtime = Runtime(Side.GADGET, "t", tmp_path)
+    runtime.create()
+    other = take_name(runtime, SPEC.role, 1)
+    with pytest.raises(Gone):
+        take_name(runtime, SPEC.role, 2)
+    Timer(0.2, os.close, (other,)).start()
+    os.close(take_name_in_turn(runtime, SPEC.role, 2))
+
+
+def test_a_retirement_that_would_wait_for_ever_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.limits.RETIRE_S", 0.05)
+    runtime = Runtime(Side.GADGET, "t", tmp_path)
+    runtime.create()
+    other = take_name(runtime, SPEC.role, 1)
+    with pytest.raises(Gone):
+        take_name_in_turn(runtime, SPEC.role, 2)
+    os.close(other)

@@ -5,12 +5,14 @@ Called by tools.supervise.spawner only. Nothing here returns: a child must never
 
 import importlib
 import os
+import time
 from typing import NoReturn
 
 from bus.metrics import with_metrics
 from bus.role import SESSION, Birth, live
 from bus.runtime import Runtime, take_name, write_reason
-from common.errors import RoleExit
+from common import limits
+from common.errors import Gone, RoleExit
 from tools.supervise import process
 from tools.supervise.jobs import reason_name
 from tools.supervise.plan import RoleSpec
@@ -34,7 +36,7 @@ def be_role(
                 birth = prepare(birth)
             live(birth, with_metrics(module.start) if spec.role == SESSION else module.start)
         if function == RETIRE:
-            take_name(runtime, spec.role, generation)  # for as long as we live: no role of this name meanwhile
+            take_name_in_turn(runtime, spec.role, generation)  # as long as we live: no role of this name meanwhile
         work = getattr(module, function, None)
         if work is not None:
             work(runtime, spec.role, spec.args)
@@ -44,3 +46,18 @@ def be_role(
         write_reason(runtime, name, f"{function}: {type(error).__name__}: {error}")
     finally:
         os._exit(status)
+
+
+def take_name_in_turn(runtime: Runtime, role: str, generation: int) -> int:
+    """For a retirement, when one that a dead watchdog had ordered is at it already: it is done once more, after it.
+
+    Gone if that takes too long; the watchdog will have ended us by then.
+    """
+    deadline = time.monotonic() + limits.RETIRE_S
+    while True:
+        try:
+            return take_name(runtime, role, generation)
+        except Gone:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
