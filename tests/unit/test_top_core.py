@@ -114,6 +114,11 @@ def test_a_sparkline_shows_the_newest_and_never_hides_a_small_rate() -> None:
             document(exports=(export(state="parked", reason="link parked", in_flight=3),)),
             ["export disk parked: link parked, 3 I/Os wait"],
         ),
+        (
+            document(exports=(export(),)),
+            document(exports=(export(state="recovering", reason="usb is starting", in_flight=1),)),
+            ["export disk recovering: usb is starting, 1 I/O waits"],
+        ),
         (document(exports=(export(),)), document(exports=(export(errors=2),)), ["export disk: 2 I/Os failed"]),
         (document(exports=(export(),)), document(), ["export disk is gone"]),
         (document(), document(exports=(export(),)), ["export disk is new: live"]),
@@ -187,6 +192,17 @@ def test_80x24_shows_two_exports_with_their_sparklines_every_process_and_two_eve
     assert "link parked since 12:00, I/O waits for 3.0s" in text
     assert "12:00:01 first\n 12:00:02 second" in text
     assert "2.1ms 9.8ms" in text
+
+
+def test_for_how_long_io_waits_is_never_what_is_cut() -> None:
+    parked = export(state="parked", reason="because " * 20, oldest_ms=7_800_000)
+    line = next(line for line in screen(top_with(document(exports=(parked,)))) if "because" in line)
+    assert len(line) == 80 and line.endswith("…, I/O waits for 2h10m")
+
+
+def test_the_link_of_a_side_that_is_down_is_not_that_of_before() -> None:
+    top = top_with(document(), DOWN)
+    assert screen(top)[0].startswith(" replug gadget:default  ● down  link absent")
 
 
 def test_what_does_not_fit_is_said() -> None:

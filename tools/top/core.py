@@ -183,11 +183,12 @@ class Top:
         if known is not None and not seen.get("processes"):
             notice += f" (below: what was known {show_time(now - self._known_at)} ago)"
         shown = known or {"link": {"state": "absent"}, "exports": [], "processes": [], "session_id": None}
+        link = shown["link"] if seen.get("processes") else seen.get("link", {"state": "absent"})  # of now, not of then
         return View(
             mode=self._mode,
             title=self._title,
             state=str(seen["state"]),
-            link={**shown["link"], "age": age(shown["link"].get("since"), wall)},
+            link={**link, "age": age(link.get("since"), wall)},
             session=str(shown["session_id"] or ""),
             up=age(shown.get("since"), wall),
             notice=notice,

@@ -91,7 +91,7 @@ def _exports(before: Document, after: Document) -> list[str]:
         if past.get("state") != export.get("state"):
             why = f": {export['reason']}" if export.get("reason") else ""
             count = export.get("in_flight") if export["state"] != "live" else 0
-            waits = f", {count} I/Os wait" if count else ""
+            waits = f", {count} I/O{'s wait' if count > 1 else ' waits'}" if count else ""
             lines.append(f"{name} {export['state']}{why}{waits}")
         errors = _errors(export) - _errors(past)
         if errors > 0:

@@ -6,7 +6,7 @@ lines; then the lists say how much of them is not shown.
 
 from collections.abc import Sequence
 
-from common.units import show_latency, show_size
+from common.units import show_latency, show_size, show_time
 from tools.top.core import ExportView, Mode, View
 
 Line = list[tuple[str, str]]  # the style is rich's; colour supports the words, and never replaces them
@@ -117,8 +117,10 @@ def _under(export: ExportView, width: int) -> Line:
     reason = str(export.row.get("reason") or "")
     waits = int(export.row.get("oldest_ms") or 0)
     if reason:
-        oldest = f", I/O waits for {show_latency(waits)}" if waits else ""
-        return [(f"   {reason}{oldest}", "yellow")]
+        age = show_latency(waits) if waits < 10_000 else show_time(waits / 1000)
+        oldest = f", I/O waits for {age}" if waits else ""
+        room = width - 3 - len(oldest)  # for how long is never what is cut
+        return [("   " + (reason if len(reason) <= room else reason[: room - 1] + "…") + oldest, "yellow")]
     return [("   " + sparkline(export.history, width - 5), "cyan")]
 
 
