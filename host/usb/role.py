@@ -328,6 +328,7 @@ class Usb:
             "reason": "" if self._attached else self._reason,
             "session_id": f"{self._session_id:#018x}",
             "in_flight": self._core.counts(),
+            "born": self._waits.born,
             "waits": {one.name: self._waits.status(one.record.export_id) for one in self._core.offered()},
             "arenas_locked": all(arena.locked for arena in self._arenas.values()),
             **self._counts,

@@ -17,14 +17,14 @@ class Waits:
     """Of all exports, by id. `now` is the role's clock, in seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now, self._born = now, now()
+        self._now, self.born = now, now()
         self._of: dict[int, Wait] = {}
 
     def offer(self, exports: Iterable[int], gone: Iterable[int]) -> None:
         for export_id in gone:
             self._of.pop(export_id, None)
         now = self._now()
-        since = self._born if now - self._born < limits.ATTACH_S else now  # later it is no successor's first link
+        since = self.born if now - self.born < limits.ATTACH_S else now  # later it is no successor's first link
         for export_id in exports:
             self._of.setdefault(export_id, Wait(since))
 

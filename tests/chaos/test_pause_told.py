@@ -99,7 +99,7 @@ def longest_ms(users: list[User]) -> float:
 
 
 def slowest_ms(side: Side) -> float:
-    pause = await_io(Runtime(side), "watchdog", None, print)
+    pause = await_io(Runtime(side), "watchdog", None, time.monotonic(), print)
     return pause.waited_ms or 0.0
 
 
@@ -155,4 +155,5 @@ def test_without_a_gadget_the_host_says_who_knows(here: Bench, capsys: pytest.Ca
         assert told.endswith("; no gadget is attached: how long I/O waits 'replug status' of the gadget tells\n"), told
     finally:
         call("plug", True)
-    await_(lambda: await_io(Runtime(Side.HOST), "usb", None, print).waited_ms is not None, "the link to be back")
+    host = Runtime(Side.HOST)
+    await_(lambda: await_io(host, "usb", None, time.monotonic(), print).waited_ms is not None, "the link to be back")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_command_to_a_role_tells_what_happened_and_how_long_io_waited(
 def test_without_io_a_command_says_so(here: Bench) -> None:
     await_(lambda: _slowest_ms() == 0, "what was slow before to be forgotten")
     # Not by a whole command: a successor may have the session look for partitions, which is I/O.
-    assert await_io(GADGET, "watchdog", None, print).told() == "; no I/O was under way"
+    assert await_io(GADGET, "watchdog", None, time.monotonic(), print).told() == "; no I/O was under way"
 
 
 def _slowest_ms() -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from common import limits
 from host.usb.waits import WINDOW_S, Wait, Waits
-from tools.cli.pause import Pause, of_usb
+from tools.cli.pause import Ages, Pause, of_usb
 
 Status = dict[str, float | bool]
 LATER = limits.ASKED_AGAIN_S * 2
@@ -125,23 +125,26 @@ def test_an_export_that_is_offered_again_begins_anew_only_if_it_was_forgotten() 
 
 
 @pytest.mark.parametrize(
-    ("waits", "pause_ms", "since_ready_ms", "pause"),
+    ("waits", "before_ms", "pause"),
     [
-        ([told()], 300, 10, Pause(0.0)),
-        ([], 300, 10, Pause(0.0)),
-        ([told(longest_ms=50), told(longest_ms=20)], 0, 10, Pause(50.0)),
-        ([told(longest_ms=50)], 300, 10, Pause(350.0)),
-        ([told(longest_ms=5, present_ms=9)], 0, 10, Pause(9.0)),  # it began after the successor was ready
-        ([told(longest_ms=5, present_ms=11), told()], 0, 10, Pause(11.0, over=False)),
+        ([told()], 300, Pause(0.0)),
+        ([], 300, Pause(0.0)),
+        ([told(longest_ms=50), told(longest_ms=20)], 0, Pause(50.0)),
+        ([told(longest_ms=50)], 300, Pause(350.0)),
+        ([told(longest_ms=5, present_ms=10)], 0, Pause(10.0)),  # it began after the successor was ready
+        ([told(longest_ms=5, present_ms=11), told()], 0, Pause(11.0, over=False)),
+        ([told(present_ms=1100)], 0, Pause(1100.0, over=False)),
+        ([told(present_ms=1101)], 0, Pause(1101.0, over=False, ours=False)),  # long before the command
+        ([told(present_ms=1101), told(present_ms=11)], 0, Pause(1101.0, over=False)),
     ],
 )
-def test_what_a_command_makes_of_it(waits: list[Any], pause_ms: int, since_ready_ms: float, pause: Pause) -> None:
-    assert of_usb(waits, pause_ms, since_ready_ms) == pause
+def test_what_a_command_makes_of_it(waits: list[Any], before_ms: float, pause: Pause) -> None:
+    assert of_usb(waits, before_ms, Ages(ready_ms=10, given_ms=100)) == pause
 
 
 def test_what_is_not_known_yet_is_looked_at_again_and_is_not_told_as_a_number() -> None:
-    pause = of_usb([told(), told(present_ms=5000.0, known=False)], 0, 10)
-    assert not pause.over
+    pause = of_usb([told(), told(present_ms=5000.0, known=False)], 0, Ages(10, 100))
+    assert not pause.over and pause.ours
     assert pause.told().startswith("; the link is not online yet: ")
 
 

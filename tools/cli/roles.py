@@ -45,7 +45,7 @@ def replaced(runtime: Runtime, how: str, role: str, show: Callable[[str], None] 
         row = _row(runtime, role)
         if row is not None and row["generation"] != before["generation"] and row["state"] == "running":
             told = _told(how, role, before, row, time.monotonic() - began)
-            pause = await_io(runtime, role, row["pause_ms"], show)
+            pause = await_io(runtime, role, row["pause_ms"], began, show)
             return Replacement(told + pause.told(), pause.waited_ms)
         if row is not None and row["state"] in ("failed", "stuck"):
             raise Refused(f"{role} is {row['state']}: {row['reason']}", Exit.FAULT)
