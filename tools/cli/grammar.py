@@ -150,7 +150,10 @@ def _sources(parser: argparse.ArgumentParser, number: str) -> None:
     )
     parser.add_argument("source", nargs=number, type=of.source, metavar="SOURCE", help=forms)
     parser.add_argument(
-        "--block-size", type=of.block_size, metavar="B", help="512..4096 (default: 4096 where the size allows)"
+        "--block-size",
+        type=of.block_size,
+        metavar="B",
+        help="512..4096 (default: what its content was made for, else 4096 where the size allows)",
     )
     parser.add_argument("--read-only", action="store_true", help="writes are refused")
 

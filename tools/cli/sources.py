@@ -19,10 +19,12 @@ from urllib.parse import urlsplit
 from bus.runtime import check_name
 from common import limits
 from common.errors import Exit, Refused
+from host.source import interface
 from host.source.interface import Can, Geometry
 from host.source.inuse import refuse_in_use
 from host.source.opening import check_values, open_source
 from host.source.spec import WRAPPERS, Scheme, Spec, parse
+from tools.cli.content import made_for
 
 _NAME_CHARACTERS = 40  # leaves room for `source.` and a suffix in a socket's path
 
@@ -63,8 +65,8 @@ def look_at(
             raise Refused(f"{argument}: given twice: serve it once")
         if known := next((known for known in present if known.path == spec.text), None):
             raise Refused(f"{argument}: served already, as {known.name}: nothing to do", Exit.BUSY)
-        geometry, identity, can = _look(spec, read_only)
-        size = block_size or (4096 if geometry.size_bytes % 4096 == 0 else max(512, geometry.block_size))
+        geometry, identity, can, content = _look(spec, read_only)
+        size = block_size or _block_size(geometry, content)
         _check_size(spec.text, geometry, size)
         free_name = _unique(name or _safe(_path_in(spec)), {s.name for s in (*present, *sources)})
         export_id = _export_id(identity, {s.export_id for s in (*present, *sources)})
@@ -109,8 +111,14 @@ def _absolute(spec: Spec) -> Spec:
     return replace(spec, body=os.path.realpath(spec.body) if has_path else spec.body, over=over)
 
 
-def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, Can]:
-    """Geometry, identity and what it can, after making sure that it can be served."""
+def _block_size(geometry: Geometry, content: int | None) -> int:
+    """As large as its content and its size allow, and no smaller than its own."""
+    size = content or 4096
+    return max(geometry.block_size, size if geometry.size_bytes % size == 0 else 512)
+
+
+def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, Can, int | None]:
+    """Geometry, identity, what it can and its content's block size, after making sure that it can be served."""
     leaf, leaf_read_only = spec, read_only or spec.option("ro") is not None
     while leaf.over is not None:
         leaf_read_only |= leaf.scheme is Scheme.OVERLAY or leaf.over.option("ro") is not None
@@ -122,9 +130,27 @@ def _look(spec: Spec, read_only: bool) -> tuple[Geometry, str, Can]:
     except OSError as error:
         raise Refused(f"{spec.text}: {error.strerror}: check its paths and their permissions") from None
     try:
-        return source.geometry, source.identity, source.can
+        return source.geometry, source.identity, source.can, _content(source)
     finally:
         source.close()
+
+
+def _content(source: interface.Source) -> int | None:
+    """None too if it cannot be read: whoever uses it will be told why."""
+    size_bytes, unit = source.geometry.size_bytes, source.geometry.block_size
+
+    def read(offset: int, size: int) -> bytes:
+        first, end = offset // unit * unit, min(-(-(offset + size) // unit) * unit, size_bytes // unit * unit)
+        if first >= end:
+            return b""
+        found = bytearray(end - first)
+        source.read(first, memoryview(found))
+        return bytes(found[offset - first : offset - first + size])
+
+    try:
+        return made_for(read, size_bytes)
+    except OSError:
+        return None
 
 
 def _path_in(spec: Spec) -> Path:
