@@ -17,7 +17,7 @@ from common.wire import Identity
 from gadget.usb import udc
 
 ROOT = Path("/sys/kernel/config")
-_GADGETS = ROOT / "usb_gadget"
+GADGETS = ROOT / "usb_gadget"
 _ENGLISH = "0x409"
 _MNT_DETACH = 2  # linux/fs.h: umount2
 _BUSY_S = 5.0  # a dead owner's transfers may hold the tree for a moment
@@ -39,16 +39,16 @@ class GadgetTree:
 
     @property
     def path(self) -> Path:
-        return _GADGETS / self.name
+        return GADGETS / self.name
 
     def create(self) -> None:
         """Make the tree and mount FunctionFS; what is there already is kept. Nothing is bound yet."""
         if not ROOT.is_mount():
             _mount("none", ROOT, "configfs")
-        if not _GADGETS.is_dir():
+        if not GADGETS.is_dir():
             _load_gadget_support()
-        if not _GADGETS.is_dir():
-            raise Refused(f"{_GADGETS}: not there: the kernel lacks gadget support: 'modprobe libcomposite'")
+        if not GADGETS.is_dir():
+            raise Refused(f"{GADGETS}: not there: the kernel lacks gadget support: 'modprobe libcomposite'")
         for directory in (self.path, self._strings, self._configuration, self._function):
             directory.mkdir(parents=True, exist_ok=True)
         for attribute, value in (
@@ -132,7 +132,7 @@ class GadgetTree:
 
     def _holder(self) -> str:
         """Whose our controller is: the directory of a configfs gadget, or what an old-style driver calls itself."""
-        for attribute in _GADGETS.glob("*/UDC"):
+        for attribute in GADGETS.glob("*/UDC"):
             with contextlib.suppress(OSError):
                 if attribute.read_text().strip() == self.udc:
                     return attribute.parent.name

@@ -3,19 +3,20 @@
 Ours are its ep0 and the endpoints behind that; configfs and the controller are not touched, not even at the end. What
 the kernel does by itself (f_fs.c) is in that owner's hands too: a gadget can be bound only once ep0 has its
 descriptors, and when the last descriptor is closed the kernel unbinds the whole gadget, other functions included,
-unless the mount says no_disconnect=1: then it does so at the next opening.
+unless the mount says no_disconnect=1: then it does so at the next opening, where replug does it first (`create`).
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from common.errors import Exit, Refused
 from common.wire import Identity
+from gadget.usb import configfs
 from gadget.usb.configfs import GadgetTree
 
 _CLOSED_S: Final = 5.0  # a dead owner's transfers may hold its files for a moment
@@ -38,6 +39,7 @@ class MountedFfs:
             if time.monotonic() > deadline:
                 raise Refused(busy(self.mount_point, holders(self.mount_point)), Exit.BUSY)
             time.sleep(_LOOK_S)
+        release(gadgets_of(self.mount_point))
 
     def bind(self) -> None:
         """Its owner's to do."""
@@ -67,6 +69,26 @@ def need(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> Non
         raise Refused(f"{directory}: {what}, not a FunctionFS: {cure}")
 
 
+def gadgets_of(
+    directory: Path, mountinfo: Path = Path("/proc/self/mountinfo"), gadgets: Path = configfs.GADGETS
+) -> list[Path]:
+    """The gadgets in configfs that have the function of this mount: named by its device, `ffs.NAME`."""
+    mount = _mount_of(directory, mountinfo)
+    return [place.parents[1] for place in gadgets.glob(f"*/functions/ffs.{mount[1]}")] if mount else []
+
+
+def release(gadgets: Iterable[Path]) -> None:
+    """Unbind those that are bound although nobody has the FunctionFS open: it is deactivated, as no_disconnect has it.
+
+    The kernel unbinds such a gadget at the next opening of ep0. Some do not survive that: ffs_ep0_open holds the mutex
+    that functionfs_unbind then waits for (f_fs.c of 6.12.117: the opener and all who ask for UDC sleep for ever).
+    """
+    for gadget in gadgets:
+        with contextlib.suppress(OSError):  # it goes just now, or cannot be read here: then the kernel sees to it
+            if (gadget / "UDC").read_text().strip():
+                (gadget / "UDC").write_text("\n")
+
+
 def holders(directory: Path, but: Collection[int] = (), proc: Path = Path("/proc")) -> list[str]:
     """Who has a file of it open, each named for people: `adbd (pid 12)`. `but`: pids that do not count."""
     found = []
@@ -89,10 +111,22 @@ def _written(directory: Path) -> bool:
 
 
 def _kind(directory: Path, mountinfo: Path) -> str:
-    """The type of the topmost mount there; empty if none is. proc(5): the 5th field is the place, ` - ` before it."""
-    kind = ""
+    """The type of the topmost mount there; empty if none is."""
+    mount = _mount_of(directory, mountinfo)
+    return mount[0] if mount else ""
+
+
+def _mount_of(directory: Path, mountinfo: Path) -> tuple[str, str] | None:
+    """Type and device of the topmost mount there. proc(5): the 5th field is the place, behind ` - ` are these two."""
+    found = None
     for line in mountinfo.read_text().splitlines():
         fields, _, rest = line.partition(" - ")
-        if fields.split()[4].encode().decode("unicode_escape") == str(directory):
-            kind = rest.split()[0]
-    return kind
+        if _plain(fields.split()[4]) == str(directory):
+            kind, device = rest.split()[:2]
+            found = kind, _plain(device)
+    return found
+
+
+def _plain(field: str) -> str:
+    """Without the escapes of blanks and the like."""
+    return field.encode().decode("unicode_escape")

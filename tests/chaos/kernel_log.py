@@ -24,6 +24,9 @@ EXPECTED = {
     _USB + r"usbfs: USBDEVFS_CONTROL failed cmd replug:usb rqt \d+ rq \d+ len \d+ ret -110": (
         "the gadget's whole side was dead for longer than we wait for an answer on ep0 (CONTROL_TIMEOUT_MS)"
     ),
+    _USB + r"usbfs: USBDEVFS_CONTROL failed cmd replug:usb rqt \d+ rq \d+ len \d+ ret -71": (
+        "the gadget's whole side died under a request on ep0, and the kernel unbound its gadget"
+    ),
     r"usb usb\d+: (?:root hub lost power or was reset|USB disconnect, device number \d+)": "the root hub wakes",
     r"dummy_udc dummy_udc\.\d+: (?:binding|releasing|registering|disabled|enabled) .*": "the controller is bound",
     r"configfs-gadget(?:\.\w+)* gadget\.\d+: .*": "the gadget's core tells of connect and configuration",

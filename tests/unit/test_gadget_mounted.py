@@ -70,6 +70,30 @@ def test_descriptors_that_somebody_has_written_are_not_written_over(
     assert caught.value.status is Exit.BUSY
 
 
+def gadget_with(tmp_path: Path, name: str, function: str, udc: str) -> Path:
+    gadget = tmp_path / "usb_gadget" / name
+    (gadget / "functions" / f"ffs.{function}").mkdir(parents=True)
+    (gadget / "UDC").write_text(udc + "\n")
+    return gadget
+
+
+def test_the_gadget_of_a_mount_is_found_by_its_device(tmp_path: Path) -> None:
+    ours, _ = gadget_with(tmp_path, "g1", "source", ""), gadget_with(tmp_path, "g2", "other", "")
+    mounts = mountinfo(tmp_path, (tmp_path / "ffs", "functionfs"))
+    assert mounted.gadgets_of(tmp_path / "ffs", mounts, tmp_path / "usb_gadget") == [ours]
+    assert mounted.gadgets_of(tmp_path / "none", mounts, tmp_path / "usb_gadget") == []
+
+
+def test_a_gadget_that_stayed_bound_over_closed_files_is_unbound_before_ep0_is_opened(tmp_path: Path) -> None:
+    """Seen on 6.12.117: the kernel does it at the opening, and waits there for a mutex that it holds itself."""
+    bound, free = gadget_with(tmp_path, "g1", "a", "dummy_udc.0"), gadget_with(tmp_path, "g2", "a", "")
+    (free / "UDC").chmod(0o400)
+    before = (free / "UDC").stat().st_mtime_ns
+    mounted.release([bound, free, tmp_path / "gone"])
+    assert (bound / "UDC").read_text() == "\n"
+    assert (free / "UDC").stat().st_mtime_ns == before, "one that is not bound is left as it is"
+
+
 def test_a_dead_owners_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounted, "need", lambda directory: None)
     (tmp_path / "ep1").touch()
