@@ -5,6 +5,7 @@ another event strikes, and goes on in a world that has changed.
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -57,8 +58,8 @@ class Stage:
     def reach(self, act: str) -> int:
         """Returns the pid of the one that is there now: dead if `act` is kill, stopped if it is stop."""
         with _ear() as (place, ear):
-            self._arm({"name": self.point, "act": act, "tell": os.fspath(place)})
-            if self.way is Way.RESET:
+            asking = self._arm({"name": self.point, "act": act, "tell": os.fspath(place)})
+            if self.way is Way.RESET and not _reached_first(ear, asking):
                 Unplug(Cut.RESET).strike()
             for side, role in self.dead():
                 os.kill(pid_of(side, role), signal.SIGKILL)
@@ -67,18 +68,32 @@ class Stage:
             except TimeoutError:
                 raise RuntimeError(f"{self}: not reached within {REACH_S:g} s") from None
 
-    def _arm(self, point: dict[str, Any]) -> None:
+    def _arm(self, point: dict[str, Any]) -> Thread | None:
+        """Who still asks for it when this returns, if somebody does."""
+        runtime = Runtime(self.side)
         if self.way is Way.BIRTH or self.role == "spawner":
-            arm_next(Runtime(self.side), self.role, point)
-        elif self.way is Way.IO:
-            # Beside us: the next I/O may kill it before its answer has left. What counts is the record.
-            Thread(target=self._ask, args=(point,), daemon=True).start()
+            arm_next(runtime, self.role, point)
+        elif self.way is Way.DEATH:
+            ask(runtime, self.role, "trace", point)
         else:
-            ask(Runtime(self.side), self.role, "trace", point)
+            # Beside us: what it does next may kill it before its answer has left. What counts is the record.
+            asking = Thread(target=_ask, args=(runtime, self.role, point), daemon=True)
+            asking.start()
+            return asking
+        return None
 
-    def _ask(self, point: dict[str, Any]) -> None:
-        with suppress(Gone):
-            ask(Runtime(self.side), self.role, "trace", point)
+
+def _ask(runtime: Runtime, role: str, point: dict[str, Any]) -> None:
+    with suppress(Gone):
+        ask(runtime, role, "trace", point)
+
+
+def _reached_first(ear: socket.socket, asking: Thread | None) -> bool:
+    """Is it there before the one that armed it had its answer? By what was struck before it may just be on its way."""
+    while asking is not None and asking.is_alive():
+        if select.select([ear], [], [], 0.005)[0]:
+            return True
+    return False
 
 
 @contextmanager

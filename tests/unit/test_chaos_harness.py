@@ -7,15 +7,19 @@ import errno
 import itertools
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bus.runtime import Side, run_state
+from bus.runtime import Runtime, Side, run_state
+from common.errors import Gone
 from tests.chaos import guests, sleep, stages
 from tests.chaos.budgets import (
     COLD_START,
@@ -28,7 +32,7 @@ from tests.chaos.budgets import (
     report,
 )
 from tests.chaos.document import Page
-from tests.chaos.events import Cut, Kill, Sleep, Stop, Suspend, Terminate, Unplug, WholeSide
+from tests.chaos.events import Cut, Event, Kill, Sleep, Stop, Suspend, Terminate, Unplug, WholeSide
 from tests.chaos.kernel_log import EXPECTED, refusing, text_of, unexpected
 from tests.chaos.pulse import STALL_S, Pulse, stood_still
 from tests.chaos.results import Results
@@ -425,3 +429,29 @@ def test_a_process_is_dead_when_its_last_thread_is(monkeypatch: pytest.MonkeyPat
     process.kill()
     stages.await_state(process.pid, "dead")
     process.communicate()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stage_that_is_reached_while_it_is_armed_is_reached(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen at SEED=19 N=1067, natively: it struck the session before that had answered, which nobody could then."""
+    struck: list[Event] = []
+
+    def ask(_runtime: Runtime, _role: str, _method: str, point: dict[str, Any]) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth:
+            if first:
+                mouth.sendto(b"session.saved 77", point["tell"])
+                heard.wait()
+                raise Gone("session: no answer to 'trace'")
+        place.append(point["tell"])
+
+    def strike(event: Unplug) -> None:
+        struck.append(event)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth:
+            mouth.sendto(b"session.saved 77", place[0])
+
+    heard, place = threading.Event(), list[str]()
+    monkeypatch.setattr(stages, "ask", ask)
+    monkeypatch.setattr(Unplug, "strike", strike)
+    assert Stage(Side.GADGET, "session", "session.saved", Way.RESET).reach("kill") == 77
+    heard.set()
+    assert struck == ([] if first else [Unplug(Cut.RESET)])
