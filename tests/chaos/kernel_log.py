@@ -37,6 +37,7 @@ EXPECTED = {
     r"file system registered": "FunctionFS comes",
     r"block ublkb\d+: .*capacity change from \d+ to \d+": "a device comes or goes",
     r" ?ublkb\d+:(?: p\d+)*": "a partition scan",
+    r"EXT4-fs \(ublkb\d+(?:p\d+)?\): (?:mounted|unmounting) filesystem .*": "a test mounts it",
     r"Freezing (?:user space processes|remaining freezable tasks).*": "the freezer",
     r"OOM killer (?:disabled|enabled)\.": "the freezer",
     r"Restarting tasks ?\.\.\.": "the freezer",
