@@ -5,6 +5,7 @@ The main path, every role killed under load, and the cable, as tests/e2e has the
 """
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -26,6 +27,7 @@ udevd = daemon.udevd  # a fixture
 DISK_BYTES, SCRATCH_BYTES = 16 << 20, 12 << 20
 PARTS = {1: (1 << 20, 11 << 20), 2: (13 << 20, 2 << 20)}
 BY_ID = Path("/dev/disk/by-id")
+PROBE_FAILED = re.compile(r"dmesg: (?:Buffer )?I/O error(?: on)?,? dev ublkb\d+, .*")  # udev's, of the last test here
 HELD_S = 1.0  # far longer than any probe
 G, H = Side.GADGET, Side.HOST
 
@@ -40,7 +42,7 @@ def bench(udevd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ins
         yield both
     daemon.settle()
     assert names() == []
-    assert machine.complaints() == []
+    assert [line for line in machine.complaints() if not PROBE_FAILED.fullmatch(line)] == []
 
 
 @pytest.fixture(scope="module")
