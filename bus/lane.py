@@ -108,17 +108,9 @@ class LaneServer(_Lane):
             return False
         return self.end.send(peer[1], self._encode(kind, peer[0], body))
 
-    def broadcast(self, kind: Kind, body: Body) -> None:
-        for role in list(self._peers):
-            self.send(role, kind, body)
-
     def generation_of(self, role: str) -> int | None:
         peer = self._peers.get(role)
         return peer[0] if peer else None
-
-    def forget(self, role: str) -> None:
-        self._peers.pop(role, None)
-        self._heads.clear()
 
     def _heard(self, identity: bytes, data: bytes) -> None:
         known = self._heads.get(identity)

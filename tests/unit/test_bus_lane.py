@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import zmq
 
+import bus.lane
 from bus.direct import DirectContext, DirectDealer, DirectRouter
 from bus.envelope import Body, Envelope, Kind
 from bus.lane import LaneClient, LaneServer
 from bus.loop import Loop
 from bus.zeromq import ZmqDealer, ZmqRouter
+from common import limits
+from common.errors import WireError
 
 Context = zmq.Context | DirectContext  # type: ignore[type-arg]
 
@@ -215,6 +219,44 @@ def test_another_kind_and_a_body_that_is_none_after_a_message_that_was_understoo
     ]
     assert client.lane.send(Kind.NOTE, {"n": 4})
     bench.until(lambda: len(server.messages) == 4, "the next note")
+
+
+def _refuse(*message: Body) -> None:
+    if message[-1] == "nonsense":
+        raise WireError("that is nonsense")
+
+
+def test_what_its_reader_refuses_is_counted_first_or_later_and_at_both_ends(bench: Bench) -> None:
+    """The first message of a peer is understood in another place than those that begin with the same bytes."""
+    server, client = both(bench)
+    server.lane._on_message, client.lane._on_message = _refuse, _refuse
+    for times, body in enumerate(("nonsense", "good", "nonsense"), 1):
+        client.lane.send(Kind.NOTE, body)
+        server.lane.send("queue.a", Kind.NOTE, body)
+        expected = (times + 1) // 2
+        bench.until(lambda: client.lane.malformed == server.lane.malformed == expected, f"refusal {expected}")  # noqa: B023
+    assert all("that is nonsense" in line for line in server.log.lines)
+
+
+def test_a_message_longer_than_an_envelope_may_be_is_refused_to_its_sender(bench: Bench) -> None:
+    server, client = both(bench)
+    with pytest.raises(WireError, match=f"is more than {limits.MAX_ENVELOPE}"):
+        client.lane.send(Kind.NOTE, "x" * limits.MAX_ENVELOPE)
+    assert client.lane.send(Kind.NOTE, "y")
+    bench.until(lambda: server.messages == [("queue.a", Kind.NOTE, "y")], "the next one")
+
+
+def test_a_packer_whose_first_buffer_has_one_size_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of msgpack before 1.1, as Debian 12 has it."""
+    real = msgpack.Packer
+
+    def old(**options: int) -> msgpack.Packer:
+        if options:
+            raise TypeError("__cinit__() got an unexpected keyword argument 'buf_size'")
+        return real()
+
+    monkeypatch.setattr(msgpack, "Packer", old)
+    assert bus.lane._packer().pack(1) == b"\x01"
 
 
 def test_a_message_for_another_generation_is_dropped_and_counted(bench: Bench) -> None:

@@ -384,3 +384,15 @@ def test_a_silent_host_parks_and_a_word_from_it_goes_on() -> None:
     assert core.link is Link.PARKED and sent(core) == []
     assert core.on(Event.HEARD) == (Step.DISPATCH,)
     assert len(sent(core)) == 1
+
+
+def test_a_slot_that_is_asked_for_twice_is_on_the_wire_once_at_a_time() -> None:
+    """v0 builds ids from slots, and an id is to be unique while it is in flight."""
+    core = online()
+    core.ask(ROLE, 1, [read(1, 3), read(2, 3)])
+    (first,) = sent(core)
+    assert sent(core) == [] and core.counts() == {ROLE: (1, 1)}
+    core.answered(answer(first))
+    core.filled(first.pending, core.epoch)
+    (second,) = sent(core)
+    assert (first.pending.sequence, second.pending.sequence) == (1, 2)

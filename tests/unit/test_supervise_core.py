@@ -266,6 +266,25 @@ def test_a_refused_fork_waits_and_is_tried_again() -> None:
     assert len(orders(core.tick(0.05))) == 1
 
 
+def test_a_refusal_of_an_order_that_is_not_awaited_any_more_changes_nothing() -> None:
+    core = running()
+    serial = core.roles["usb"].serial
+    assert core.refused("usb", serial, "fork: no memory", 1.0) == [], "it has been answered"
+    assert core.refused("nobody", serial, "fork: no memory", 1.0) == []
+    core.died("usb", 100, KILLED, None, 2.0)
+    assert core.refused("usb", serial, "fork: no memory", 3.0) == [], "another order is out since"
+    assert (core.roles["usb"].state, core.roles["usb"].early_deaths) == (State.SPAWNING, 0)
+
+
+def test_what_a_role_left_that_a_dead_watchdog_was_ending_is_taken_away() -> None:
+    core = Core(BOUNDS)
+    (order,) = orders(core.leave(queue("a"), 0.0))
+    assert order.retire and order.spec == queue("a")
+    core.spawned("queue.a", order.serial, 7, 70, 1.0)
+    core.died("queue.a", 7, EXIT_0, None, 2.0)
+    assert core.roles == {}
+
+
 def test_a_process_found_running_is_adopted_and_not_started_again() -> None:
     core = Core(BOUNDS)
     assert not orders(core.found(USB, 55, 550, 0.0))
