@@ -108,13 +108,18 @@ class Supervision:
         """`replug gadget down` and `host down`, and someone dies on the way. All is to be gone, whoever it is."""
         self._going_down = True
         for side in SIDES:
-            watchdog = self.holder(side, WATCHDOG)
-            assert watchdog is not None
-            watchdog.do(partial(self._run.shells[side, WATCHDOG]._down, {}))
-            watchdog.wake()
+            self._ask_down(side)
             for process in self.world.random.sample(self.everyone, 1):
                 self.world.say(f"FAULT kill {process} while going down")
                 self.world.soon(partial(process.finish, "killed"), 0, 50e-3)
+
+    def _ask_down(self, side: str) -> None:
+        """Again, if the one that was asked died before it had written that down."""
+        watchdog, shell = self.holder(side, WATCHDOG), self._run.shells.get((side, WATCHDOG))
+        if watchdog is not None and watchdog.alive and shell is not None and not shell._core.going_down:
+            watchdog.do(partial(shell._down, {}))
+            watchdog.wake()
+        self.world.after(_UP_S, lambda: self._ask_down(side))
 
     def left(self) -> str:
         """What there is still after `down`."""

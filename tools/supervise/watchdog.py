@@ -4,6 +4,7 @@ It adopts what already runs, so its own death restarts nothing; what its success
 tools.supervise.memory. It answers the commands `status`, `restart`, `kill`, `down` and `plan`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -126,6 +127,7 @@ class Watchdog:
             return
         if order.retire:
             self._jobs.end_all_of(spec.role)
+            self._end_unknown(spec.role)
         self._send_order(spec, order.serial, "retire" if order.retire else "start", order.urgent)
 
     def _send_order(self, spec: RoleSpec, serial: int, function: str, urgent: bool = False) -> None:
@@ -144,6 +146,15 @@ class Watchdog:
     def _end_stray(self, pid: int) -> None:
         if pid in self._pidfds:
             signal.pidfd_send_signal(self._pidfds[pid], signal.SIGKILL)
+
+    def _end_unknown(self, role: str) -> None:
+        """Whoever has the name was forked for a predecessor, and took it after we had looked. The retirement waits."""
+        record = living(self._runtime, role)
+        fd = open_pidfd(record) if record is not None else None
+        if fd is not None:
+            with contextlib.suppress(ProcessLookupError):  # it dies by itself
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            os.close(fd)
 
     def _signal(self, role: str, pid: int, number: signal.Signals) -> None:
         fd = self._pidfds.get(pid)
