@@ -192,7 +192,9 @@ def test_blkdiscard_and_write_zeroes_of_a_file_touch_their_range_and_no_neighbou
         ranges(disk, dice("file"), 512)
         whole(disk)
         assert disks.images["512"].read_bytes() == disk.model
-        assert disks.images["512"].stat().st_blocks * 512 < SIZE // 2, "what was discarded takes no room"
+        # `blkdiscard -z` zeroes with BLKDEV_ZERO_NOUNMAP (block/ioctl.c): that third keeps its room
+        room_bytes = disks.images["512"].stat().st_blocks * 512
+        assert room_bytes <= SIZE - SIZE // 3 + PAGE, "what was discarded takes no room"
 
 
 def test_a_block_device_of_the_host_is_served_with_its_own_sizes_and_discards(disks: Disks) -> None:
