@@ -159,7 +159,7 @@ def test_any_requests_touch_nothing_outside_the_arena(version: int, records: lis
                 assert action.offset + action.size_bytes <= limits.HOST_ARENA_BYTES
             elif isinstance(action, host.Dispatch):
                 _, op, offset, lba, blocks, _ = action.item
-                assert op is Op.FLUSH or (lba + blocks) * 512 <= EXPORT.size_bytes  # a FLUSH covers all of it
+                assert op == Op.FLUSH or (lba + blocks) * 512 <= EXPORT.size_bytes  # a FLUSH covers all of it
                 assert op not in (Op.READ, Op.WRITE) or offset + blocks * 512 <= limits.HOST_ARENA_BYTES
     assert core.counts()["a"]["in_flight"] <= limits.MAX_IN_FLIGHT
     assert core.counts()["a"]["arena_bytes"] <= limits.HOST_ARENA_BYTES

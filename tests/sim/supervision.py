@@ -50,6 +50,7 @@ class Supervision:
         self._pidfds: dict[int, tuple[Process, Waitable]] = {}  # by number
         self._files: dict[str, str] = {}
         self._going_down = False
+        self._answered_down: set[str] = set()
 
     def __str__(self) -> str:
         return self.left() if self._going_down else self.amiss()
@@ -114,12 +115,18 @@ class Supervision:
                 self.world.soon(partial(process.finish, "killed"), 0, 50e-3)
 
     def _ask_down(self, side: str) -> None:
-        """Again, if the one that was asked died before it had written that down."""
+        """Again until one has answered, as the command does (tools.cli.side): the first may die before it has."""
+        if side in self._answered_down:
+            return
         watchdog, shell = self.holder(side, WATCHDOG), self._run.shells.get((side, WATCHDOG))
-        if watchdog is not None and watchdog.alive and shell is not None and not shell._core.going_down:
-            watchdog.do(partial(shell._down, {}))
+        if watchdog is not None and watchdog.alive and shell is not None:
+            watchdog.do(partial(self._hear_down, side, shell))
             watchdog.wake()
         self.world.after(_UP_S, lambda: self._ask_down(side))
+
+    def _hear_down(self, side: str, shell: Any) -> None:
+        shell._down({})
+        self._answered_down.add(side)
 
     def left(self) -> str:
         """What there is still after `down`."""

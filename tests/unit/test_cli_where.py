@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import Exit
-from tools.cli import logs, main, metrics, status, where
+from tools.cli import commands, logs, main, metrics, parser, status, where
 
 NOBODY = 65534
-IMPORTED = (logs, metrics, status)  # before we are somebody else: the interpreter's files may be closed to others
+# before we are somebody else: the interpreter's files may be closed to others
+IMPORTED = (commands, logs, metrics, parser, status)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
