@@ -84,7 +84,7 @@ class Child:
         self._text, self._seen = "", list[str]()
         self.status: int | None = None
 
-    def expect(self, wanted: str, deadline_s: float = DEADLINE_S) -> str:
+    def expect(self, wanted: str | tuple[str, ...], deadline_s: float = DEADLINE_S) -> str:
         """The next line that begins with `wanted`; AssertionError with everything known if it does not come."""
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
