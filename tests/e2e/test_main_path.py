@@ -174,6 +174,7 @@ def test_the_device_stays_parked_after_ctrl_c_of_the_host_and_goes_on_with_the_n
         )
     inside.wait_for("the waiting read to end", lambda: reader.done)
     assert reader.outcome == dd.Outcome(0, reader.outcome.words if reader.outcome else "", True, DISK_BYTES)
+    inside.wait_for("the next host to be up", lambda: inside.is_up(Path(log.name)))
 
 
 def test_forced_down_fails_what_waits_and_leaves_nothing(bench: inside.Bench) -> None:

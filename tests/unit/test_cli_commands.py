@@ -18,7 +18,7 @@ from tools.cli import main
 from tools.cli.host import told
 from tools.cli.side import bring_up, take_down
 from tools.cli.status import judge
-from tools.supervise.launch import all_living
+from tools.supervise.launch import all_living, supervised
 from tools.supervise.plan import Plan, RoleSpec
 
 ROLES = "tests.unit.roles"
@@ -204,6 +204,19 @@ def test_serve_ends_by_a_signal_with_0_and_nothing_is_left(runtime: Runtime, tmp
         assert serve.wait(20) == 0
     assert not runtime.root.exists()
     assert not any(Path(f"/proc/{record.pid}/exe").exists() for record in processes)
+
+
+def test_a_ctrl_c_before_it_is_up_undoes_it_also_where_a_shell_has_it_ignored(runtime: Runtime, tmp_path: Path) -> None:
+    """Seen in a guest, whose commands a shell starts in the background: it was lost until all roles were there."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    command = ["env", "--ignore-signal=INT", sys.executable, "-c", SERVE, str(image)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as serve:
+        while not supervised(runtime):
+            assert serve.poll() is None
+        serve.send_signal(signal.SIGINT)
+        assert serve.wait(30) == 130
+    assert not runtime.root.exists()
 
 
 def test_serve_ends_when_the_side_is_taken_down_from_elsewhere(runtime: Runtime, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def serve(wishes: Sequence[Wish], how: How) -> int:
     Several gadgets are several sides, each with processes of its own: all come up, or none stays.
     """
     _check_choices(wishes)
-    for number in _ENDS[1:]:
+    for number in _ENDS:  # SIGINT too: a shell ignores it for what it starts in the background
         signal.signal(number, _interrupt)
     sides: list[Served] = []
     try:

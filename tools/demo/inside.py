@@ -114,9 +114,16 @@ def both_sides(image_file: Path, scratch: Path) -> Iterator[Bench]:
     _see_nothing_left()
 
 
+def is_up(log: Path) -> bool:
+    """Does this `host serve` say so? Devices may be live before; a Ctrl-C undoes it then, with another status."""
+    return "Ctrl-C ends it" in log.read_text()
+
+
 def _devices(serve: subprocess.Popen[bytes], log: Path) -> dict[int, Any] | None:
     if serve.poll() is not None:
         raise DemoFailed(f"host serve ended with {serve.returncode}: {log.read_text()[-500:]}")
+    if not is_up(log):
+        return None
     exports = {e["size_bytes"]: e for e in status(Side.GADGET)["exports"] if e["state"] == "live"}
     ready = len(exports) == 2 and all(Path(e["device"]).exists() for e in exports.values())
     return exports if ready else None
