@@ -112,8 +112,8 @@ system: setup .setup/debian/.done ## units under a real systemd, a real udevd, t
 	timeout --foreground -k 20 1800 $(RUN) -m tools.vm run --module nbd --memory $(E2E_MEMORY) --timeout 1700 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_many_exports.py tests/system/test_real_disk.py \
 		tests/system/test_identity.py tests/system/test_power_cut.py tests/system/test_down_forgotten.py
-	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
-		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py
+	timeout --foreground -k 20 2200 $(RUN) -m tools.vm run --memory $(E2E_MEMORY) --timeout 2100 -- \
+		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_deb.py tests/system/test_tutorial.py
 	timeout --foreground -k 20 1000 $(RUN) -m tools.vm run --timeout 900 -- \
 		$(RUN) -m pytest -v -p no:cacheprovider -p no:xdist tests/system/test_doctor.py
 	@$(MAKE) --no-print-directory newer

@@ -47,6 +47,8 @@ EXPECTED = {
     r"printk: Suspending console.*": "the freezer",
     r"random: crng .*": "the guest's own start",
     r"clocksource: Long readout interval, skipping watchdog check: .*": "the same",
+    r"clocksource: timekeeping watchdog on CPU\d+: .* wd-wd read-back delay of \d+ns": "the same",
+    r"clocksource: wd-.*-wd read-back delay of \d+ns, clock-skew test skipped!": "the same",
     r"hrtimer: interrupt took \d+ ns": "the emulator waited for a processor of its host",
 }
 _KNOWN = re.compile("|".join(f"(?:{pattern})" for pattern in EXPECTED))
