@@ -140,8 +140,9 @@ def serve(reader: Reader, command: Command) -> None:
 
 
 def status(reader: Reader, command: Command) -> None:
-    """The board has the disk as soon as its node is there."""
+    """Healthy and with the disk, if not at the first look: an emulated machine is busy when a device comes."""
     inside.wait_for("/dev/ublkb0", Path("/dev/ublkb0").exists)
+    inside.wait_for("a healthy board", lambda: "healthy" in reader.run(command, (0, 1)).splitlines()[0], interval_s=1)
     assert "/dev/ublkb0" in reader.run(command)
 
 
