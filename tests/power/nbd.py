@@ -65,6 +65,8 @@ class RecordingDisk:
         with contextlib.suppress(EOFError):
             while self._one():
                 pass
+        with contextlib.suppress(OSError):  # it has gone first
+            self._socket.shutdown(socket.SHUT_RDWR)  # for which the kernel waits, and not for its own word
 
     def _one(self) -> bool:
         magic, kind, cookie, at, size = _REQUEST.unpack(self._take(_REQUEST.size))
