@@ -1,9 +1,9 @@
 """A FunctionFS that somebody else has mounted, in a gadget that somebody else makes, binds and unbinds (`--ffs-dir`).
 
-Ours are its ep0 and the endpoints behind that; configfs and the controller are not touched, not even at the end. What
+Ours are its ep0 and the endpoints behind that; configfs and the controller are not touched, but for `release`. What
 the kernel does by itself (f_fs.c) is in that owner's hands too: a gadget can be bound only once ep0 has its
 descriptors, and when the last descriptor is closed the kernel unbinds the whole gadget, other functions included,
-unless the mount says no_disconnect=1: then it does so at the next opening, where replug does it first (`create`).
+unless the mount says no_disconnect=1: then it does so at the next opening, where replug does it first.
 """
 
 import contextlib

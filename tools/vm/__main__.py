@@ -210,8 +210,6 @@ def _pytest(options: argparse.Namespace, arguments: list[str]) -> int:
 def _count(options: argparse.Namespace, _rest: list[str]) -> int:
     for line in counts.failures(options.junit):
         print(f"FAILED {line}")
-    for line in parallel.deaths(options.junit):
-        print(line)
     total = counts.count(options.junit)
     print(total)
     return total.exit_code

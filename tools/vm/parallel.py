@@ -93,8 +93,6 @@ def in_guests(
             for lane in lanes:
                 lane.stop()
         _remember(memory, lanes)
-    for line in deaths([where]):
-        print(line)
     return sum(counts, Counts())
 
 
@@ -107,7 +105,6 @@ class Lane:
         self.number, self.files, self.results = number, files, results
         self.junit = results / f"junit-{number}.xml"
         self.console = results / f"console-{number}.txt"
-        self.death = results / f"death-{number}.txt"
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped, self._starting = False, threading.Lock()
 
@@ -121,24 +118,9 @@ class Lane:
         return [*command, "--", *pytest_command([*GUEST_OPTIONS, *options], self.junit, self.files)]
 
     def run(self, command: Sequence[str], root: Path) -> Counts:
-        """From start to end. Once more, and told, if the guest died of what none of its tests can be blamed for."""
-        self.death.unlink(missing_ok=True)
-        self.start(command, root)
-        if not self._died_blameless():
-            return self.finish()
+        """From start to end."""
         self.start(command, root)
         return self.finish()
-
-    def _died_blameless(self) -> bool:
-        self._wait()
-        if self.junit.exists() or self._stopped:
-            return False
-        panic = panic_of(self.console.read_text(errors="replace")) if self.console.exists() else None
-        if panic is None or not panic.blameless:
-            return False
-        self._tell_console()
-        self.death.write_text(f"guest {self.number}'s kernel died, its tests ran again: {panic}\n")
-        return True
 
     def start(self, command: Sequence[str], root: Path) -> None:
         """Start the guest, unless all were stopped; its junit file appears when its pytest ends."""
@@ -232,13 +214,6 @@ def missing_here(root: Path, euid: int) -> str:
     if not (root / "sys/kernel/config/usb_gadget").is_dir():
         return "no /sys/kernel/config/usb_gadget: 'modprobe libcomposite'"
     return ""
-
-
-def deaths(places: Iterable[Path]) -> list[str]:
-    """What became of guests that died and were replaced, of a run whose results lie in these directories."""
-    return [
-        line for place in places for file in sorted(place.glob("death-*.txt")) for line in file.read_text().splitlines()
-    ]
 
 
 def _module_of(file: str, root: Path) -> str:
